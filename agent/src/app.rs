@@ -1,0 +1,377 @@
+//! The composition root: builds every part from the configuration, runs them, and takes them down in order.
+//!
+//! [`wiring`] turns the configuration into the parts' own settings, [`epoch`] keeps a restarted node ahead of its former
+//! self, [`telemetry`] sets the log up.
+
+pub mod epoch;
+pub mod seams;
+pub mod telemetry;
+pub mod wiring;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use darter_discovery::Discovery;
+use darter_swarm::home::Home;
+use darter_swarm::identity::{ClusterKeys, NodeKey};
+use darter_tracker::{Bitmap, EventBody, Geometry, NodeId, RegisterRequest, ServiceDownRequest, TaskId, Tracker as _};
+use rand::RngExt as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::metrics::Metrics;
+use crate::admin::{Admin, Readiness};
+use crate::config::Config;
+use crate::gossip::tracker::{GossipTracker, HomeHandle};
+use crate::gossip::{Gossip, Roster, Settings as GossipSettings};
+use crate::net::Transport;
+use crate::proxy::Proxy;
+use crate::proxy::authorize::Authorizer;
+use crate::pull::{Context, Flights};
+use crate::source::registry::Upstream;
+use crate::source::tally::Tally;
+use crate::store::Store;
+use crate::upload::Uploader;
+
+/// How often the cache is looked through for what is old or too much.
+const SWEEP_EVERY: Duration = Duration::from_secs(15);
+
+/// How long clients and peers that are being served may take when the agent is told to stop. With leaving and closing
+/// the whole stop takes less than ten seconds.
+const DRAIN: Duration = Duration::from_secs(4);
+
+/// How long their connections may take to end once nothing is streamed to them any more.
+const CUT: Duration = Duration::from_millis(500);
+
+/// How long uploads may take after that.
+const UPLOAD_DRAIN: Duration = Duration::from_secs(2);
+
+/// Blobs of a former run that are made known again at the start; others are found when somebody asks this node.
+const KNOWN_AGAIN_MAX: usize = 1000;
+
+/// Pause between two of those: a restarted agent is no reason to burden the homes.
+const KNOWN_AGAIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long to wait at the start for the other members to be known before the homes of what is here are told.
+const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The members count as known when none has come or gone for this long: a join is heard of in several datagrams.
+const MEMBERS_SETTLED: Duration = Duration::from_secs(1);
+
+/// Goodbyes to homes on their way at a time; an eviction of many blobs waits for the first of them.
+const GOODBYES_MAX: usize = 32;
+
+/// In quarters: the whole blob.
+const WHOLE: u8 = 4;
+
+/// What runs, in the order of starting.
+struct Running {
+    gossip: Option<Arc<Gossip>>,
+    transport: Option<Transport>,
+    discovery: Option<Discovery>,
+    flights: Arc<Flights>,
+    store: Arc<Store>,
+    home: JoinHandle<()>,
+    /// Stops what takes new work from clients.
+    front: CancellationToken,
+    /// Stops what serves peers, and the housekeeping.
+    back: CancellationToken,
+    fronts: TaskTracker,
+    backs: TaskTracker,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If a part cannot be started: says which and why. Whatever had been started is stopped again.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Before anything is started: a signal during the start stops it right after.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let running = start(&config).await?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to stop"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+    }
+    running.stop().await;
+    Ok(())
+}
+
+async fn start(config: &Config) -> anyhow::Result<Running> {
+    let metrics = Arc::new(Metrics::default());
+    let tally = Arc::new(Tally::default());
+    let store = Store::open(wiring::store(config)?, metrics.clone()).context("the cache cannot be used")?;
+    let epoch = epoch::next(&config.cache.dir).context("the boot epoch cannot be kept")?;
+
+    let has_secret = !config.secrets.is_empty();
+    let keys = Arc::new(match config.cluster_keys()? {
+        Some(keys) => keys,
+        // Nobody else has this secret: what is signed under it stays on this node's own disk.
+        None => ClusterKeys::new(&config.node.cluster, &[rand::rng().random::<[u8; 32]>()])?,
+    });
+    let node = NodeKey::new(&keys, &rand::rng().random(), epoch).context("no key pair could be made")?;
+    let node = Arc::new(node);
+
+    let upstream = Arc::new(Upstream::new(wiring::upstream(config), metrics.clone())?);
+    let authorizer = Arc::new(Authorizer::new(upstream.clone(), wiring::when_down(config)));
+
+    // Everything is bound before anything is announced.
+    let proxy_listener = TcpListener::bind(config.proxy.listen).await.context("proxy.listen")?;
+    let admin_listener = TcpListener::bind(config.admin.listen).await.context("admin.listen")?;
+    let mut peers = None;
+    if has_secret {
+        let transport =
+            Transport::bind(config.peer.listen, keys.clone(), &node, metrics.clone()).context("peer.listen")?;
+        peers = Some(start_gossip(config, &keys, &node, transport, &metrics)?);
+    } else {
+        metrics.members.set(1);
+    }
+    let (gossip, transport, discovery) = match peers {
+        Some((gossip, transport, discovery)) => (Some(gossip), Some(transport), Some(discovery)),
+        None => (None, None, None),
+    };
+
+    let (home, home_loop) = HomeHandle::start(Home::new(node.id(), rand::rng().random()), gossip.clone());
+    let for_tracker = transport.clone().zip(gossip.as_ref().map(|gossip| gossip.roster()));
+    let tracker = Arc::new(GossipTracker::new(node.id(), home.clone(), for_tracker));
+    let flights = Flights::new(Context {
+        store: store.clone(),
+        upstream: upstream.clone(),
+        tracker: tracker.clone(),
+        transport: transport.clone(),
+        gossip: gossip.clone(),
+        keys,
+        node: node.clone(),
+        piece_size: config.piece_size,
+        metrics: metrics.clone(),
+        tally: tally.clone(),
+    });
+
+    let (front, back) = (CancellationToken::new(), CancellationToken::new());
+    let (fronts, backs) = (TaskTracker::new(), TaskTracker::new());
+    let proxy = Arc::new(Proxy::new(
+        &wiring::proxy(config)?,
+        upstream,
+        authorizer,
+        Arc::new(seams::Pulls(flights.clone())),
+        metrics.clone(),
+    )?);
+    fronts.spawn(proxy.serve(proxy_listener, front.clone()));
+    let readiness = Readiness::default();
+    let admin = Admin {
+        metrics: metrics.clone(),
+        tally,
+        gossip: gossip.clone(),
+        readiness: readiness.clone(),
+        registry: metrics.exposition(),
+    };
+    backs.spawn(admin.run(admin_listener, back.clone()));
+    if let Some(transport) = &transport {
+        let uploader = Uploader::new(store.clone(), flights.clone(), home, metrics);
+        backs.spawn(uploader.run(transport.clone(), back.clone(), UPLOAD_DRAIN));
+    }
+    backs.spawn(keep_house(store.clone(), gossip.clone(), tracker.clone(), back.clone()));
+    let first_round = discovery.as_ref().map(|discovery| discovery.first_round.clone());
+    backs.spawn(become_ready(
+        first_round,
+        readiness,
+        gossip.clone(),
+        tracker,
+        (store.clone(), flights.clone()),
+        back.clone(),
+    ));
+    tracing::info!(
+        name = config.node.name, node = %node.id(), cluster = config.node.cluster, proxy = %config.proxy.listen,
+        peers = has_secret, version = env!("CARGO_PKG_VERSION"), "the agent runs"
+    );
+    Ok(Running { gossip, transport, discovery, flights, store, home: home_loop, front, back, fronts, backs })
+}
+
+fn start_gossip(
+    config: &Config,
+    keys: &Arc<ClusterKeys>,
+    node: &Arc<NodeKey>,
+    transport: Transport,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Arc<Gossip>, Transport, Discovery)> {
+    let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port())];
+    let discovery = Discovery::start(config.discovery.clone(), own);
+    let settings = GossipSettings {
+        listen: config.gossip.listen,
+        advertise: config.node.advertise,
+        peer_port: transport.local_addr().port(),
+        role: config.node.role,
+        zone: wiring::zone(config),
+    };
+    let gossip = Gossip::start(&settings, keys.clone(), node.clone(), discovery.seeds.clone(), metrics.clone())?;
+    Ok((Arc::new(gossip), transport, discovery))
+}
+
+/// Says that the agent is ready once the first discovery round is over, then keeps homes informed.
+async fn become_ready(
+    first_round: Option<watch::Receiver<bool>>,
+    readiness: Readiness,
+    gossip: Option<Arc<Gossip>>,
+    tracker: Arc<GossipTracker>,
+    (store, flights): (Arc<Store>, Arc<Flights>),
+    stopping: CancellationToken,
+) {
+    let ready = async {
+        if let Some(mut first_round) = first_round {
+            // An ended discovery has had its round.
+            let _ = first_round.wait_for(|over| *over).await;
+        }
+        readiness.set();
+        if let Some(gossip) = gossip {
+            inform_homes(&gossip, &tracker, &store, &flights).await;
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = ready => {}
+    }
+}
+
+/// Tells homes what a former run has left, and whenever members have come what is here of the blobs that they are home
+/// of now: they were not there when it was said, and would have it fetched from the registry again.
+async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, flights: &Flights) {
+    let mut roster = gossip.roster();
+    members_known(roster.clone()).await;
+    let mut told = BTreeSet::new();
+    loop {
+        let members: BTreeSet<NodeId> = roster.borrow_and_update().members.keys().copied().collect();
+        let first = told.is_empty();
+        let new: BTreeSet<NodeId> = members.difference(&told).copied().collect();
+        told = members;
+        if first || !new.is_empty() {
+            for (task, geometry, have) in store.tasks().into_iter().take(KNOWN_AGAIN_MAX) {
+                let Some(home) = tracker.homes(&task).first().copied() else { continue };
+                // A pull that has begun has said so itself, and keeps its home.
+                if (first || new.contains(&home)) && !flights.active().contains(&task) {
+                    make_known(gossip, tracker, home, (task, geometry, have)).await;
+                    tokio::time::sleep(KNOWN_AGAIN_PAUSE).await;
+                }
+            }
+        }
+        if roster.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells a home what is here of a blob, and the whole cluster if the home says so.
+async fn make_known(gossip: &Gossip, tracker: &GossipTracker, home: NodeId, held: (TaskId, Geometry, Bitmap)) {
+    let (task, geometry, have) = held;
+    let quarters = (u64::from(have.count()) * u64::from(WHOLE) / u64::from(geometry.pieces())) as u8;
+    let request = RegisterRequest { task, geometry: Some(geometry), have: Some(have) };
+    match tracker.register(home, request).await {
+        Ok(response) if response.advertise && response.geometry == Some(geometry) => {
+            gossip.publish(EventBody::Length { task, geometry });
+            // None is no quarter: it is a start.
+            gossip.publish(match quarters {
+                0 => EventBody::Start { task },
+                quarters => EventBody::Progress { task, quarters },
+            });
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%task, %home, %error, "a home could not be told what is here"),
+    }
+}
+
+/// Waits until the other members are known, or are likely not to exist: before that this node is everything's home.
+async fn members_known(mut roster: watch::Receiver<Arc<Roster>>) {
+    let settled = async {
+        // Gossip that has ended will not know more.
+        let _ = roster.wait_for(|roster| !roster.members.is_empty()).await;
+        while let Ok(Ok(())) = tokio::time::timeout(MEMBERS_SETTLED, roster.changed()).await {}
+    };
+    let _ = tokio::time::timeout(MEMBERS_PATIENCE, settled).await;
+}
+
+/// Keeps the cache within its bounds and tells the cluster what is gone.
+async fn keep_house(
+    store: Arc<Store>,
+    gossip: Option<Arc<Gossip>>,
+    tracker: Arc<GossipTracker>,
+    stopping: CancellationToken,
+) {
+    let mut removed = store.removed();
+    let mut goodbyes = JoinSet::new();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = sweep.tick() => store.sweep().await,
+            task = removed.recv() => match task {
+                Ok(task) => {
+                    withdraw(gossip.as_deref(), task);
+                    if goodbyes.len() >= GOODBYES_MAX {
+                        goodbyes.join_next().await;
+                    }
+                    goodbyes.spawn(leave_task(tracker.clone(), task));
+                }
+                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "evictions were not told to the cluster"),
+                Err(RecvError::Closed) => return,
+            },
+            Some(_) = goodbyes.join_next(), if !goodbyes.is_empty() => {}
+        }
+    }
+}
+
+/// Tells the home of a task that this node does not hold it any more, lest it sends others here for nothing.
+async fn leave_task(tracker: Arc<GossipTracker>, task: TaskId) {
+    let Some(home) = tracker.homes(&task).first().copied() else { return };
+    if let Err(error) = tracker.service_down(home, ServiceDownRequest { task }).await {
+        tracing::debug!(%task, %home, %error, "a home could not be told what is gone");
+    }
+}
+
+fn withdraw(gossip: Option<&Gossip>, task: TaskId) {
+    tracing::info!(%task, "evicted from the cache");
+    if let Some(gossip) = gossip {
+        gossip.publish(EventBody::Remove { task });
+    }
+}
+
+impl Running {
+    /// Leaves the cluster, lets what is being served finish, and closes.
+    async fn stop(self) {
+        self.front.cancel();
+        self.fronts.close();
+        self.backs.close();
+        let leave = async {
+            if let Some(gossip) = &self.gossip {
+                gossip.leave().await;
+            }
+        };
+        // Others stop asking while the last clients are served.
+        let drained = tokio::time::timeout(DRAIN, self.fronts.wait());
+        let (drained, ()) = tokio::join!(drained, leave);
+        if drained.is_err() {
+            tracing::warn!("clients are cut off that were still being served");
+        }
+        self.flights.stop().await;
+        // Responses that were being streamed have ended with their pulls.
+        let _ = tokio::time::timeout(CUT, self.fronts.wait()).await;
+        self.back.cancel();
+        self.backs.wait().await;
+        if let Some(transport) = self.transport {
+            transport.close().await;
+        }
+        if let Some(discovery) = self.discovery {
+            discovery.shutdown().await;
+        }
+        self.home.abort();
+        let _ = self.home.await;
+        self.store.close().await;
+        tracing::info!("stopped");
+    }
+}

@@ -1,0 +1,74 @@
+//! Plugs the real parts into what the proxy needs: registries, the judgement on who may read what, blobs.
+
+use std::sync::Arc;
+
+use darter_tracker::Digest;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use crate::proxy::authorize::{self, Authorizer, Repository};
+use crate::proxy::body::ClientBody;
+use crate::proxy::seam::{Authorize, Blobs, Fault, Origin, Verdict};
+use crate::pull::{BlobRequest, BlobStream, Flights, PullError};
+use crate::source::registry::{BlobOrigin, OriginError, ProxyBody, Upstream, UpstreamError};
+
+impl Origin for Upstream {
+    type Error = UpstreamError;
+
+    async fn send(&self, request: Request<ClientBody>) -> Result<Response<Incoming>, UpstreamError> {
+        Self::send(self, request.map(ProxyBody::new)).await
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, UpstreamError> {
+        Self::dial(self, host, port).await
+    }
+
+    fn fault(error: &UpstreamError) -> Fault {
+        if error.is_refused() {
+            Fault::Forbidden
+        } else if error.is_down() {
+            Fault::Unreachable
+        } else {
+            Fault::Broken
+        }
+    }
+}
+
+impl Authorize for Authorizer {
+    async fn blob(&self, origin: &BlobOrigin, repository: &Repository, digest: &Digest) -> Verdict {
+        match Self::blob(self, origin, repository, digest).await {
+            authorize::Verdict::Granted { length, headers } => Verdict::Granted { length, headers },
+            authorize::Verdict::Refused(answer) => Verdict::Refused(answer),
+            authorize::Verdict::PassThrough => Verdict::PassThrough,
+            // An address that the agent does not connect to: passing the request on is what says so to the client.
+            authorize::Verdict::Unavailable(error) if is_forbidden(&error) => Verdict::PassThrough,
+            authorize::Verdict::Unavailable(error) => Verdict::Unavailable(Box::new(error)),
+        }
+    }
+
+    fn saw_manifest(&self, repository: &Repository, client: &HeaderMap, content_type: &str, body: &[u8]) {
+        Self::saw_manifest(self, repository, client, content_type, body);
+    }
+}
+
+fn is_forbidden(error: &OriginError) -> bool {
+    matches!(error, OriginError::Unreachable(error) if error.is_refused())
+}
+
+/// The pulls of this node, as the proxy sees them.
+#[derive(Debug)]
+pub struct Pulls(pub Arc<Flights>);
+
+impl Blobs for Pulls {
+    type Error = PullError;
+    type Body = BlobStream;
+
+    async fn open(&self, request: BlobRequest) -> Result<BlobStream, PullError> {
+        self.0.open(request).await
+    }
+
+    fn is_wrong(error: &PullError) -> bool {
+        *error == PullError::Poisoned
+    }
+}

@@ -1,0 +1,288 @@
+//! The tracker without a tracker server: every call goes to the member that is home of the task, over an authenticated
+//! stream, or to this node's own [`Home`] if that is it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use darter_swarm::home::Home;
+use darter_swarm::membership::{Member, MembershipEvent};
+use darter_swarm::rendezvous;
+use darter_swarm::wire::{Call, Open, Reply};
+use darter_tracker::{
+    ClientErrorRequest, EventBody, NodeId, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse,
+    ReportPieceRequest, ReportPieceResponse, ServiceDownRequest, TaskId, Tracker, TrackerError,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::{Gossip, Roster};
+use crate::net::{Peer, Transport};
+
+/// A call that takes longer has failed; the downloader has turned to the next home by then.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A member that did not answer a call is nobody's home for this long, as far as this node is concerned.
+const SILENT_FOR: Duration = Duration::from_secs(10);
+
+/// Calls that wait for this node's home. It answers in microseconds; callers beyond the bound wait.
+const CALLS_MAX: usize = 1024;
+
+/// The members in rank that a downloader tries: the home and its two stand-bys (D3).
+const HOMES: usize = 3;
+
+struct HomeCall {
+    from: NodeId,
+    call: Call,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// This node's own home: one task owns it, everybody else sends calls.
+#[derive(Clone, Debug)]
+pub struct HomeHandle {
+    calls: mpsc::Sender<HomeCall>,
+}
+
+impl HomeHandle {
+    /// Starts the loop that owns `home`. It ends when every handle is gone or it is aborted.
+    #[must_use]
+    pub fn start(home: Home, gossip: Option<Arc<Gossip>>) -> (Self, JoinHandle<()>) {
+        let (sender, calls) = mpsc::channel(CALLS_MAX);
+        (Self { calls: sender }, tokio::spawn(run_home(home, gossip, calls)))
+    }
+
+    /// Answers a call of `from`.
+    pub async fn call(&self, from: NodeId, call: Call) -> Reply {
+        let stopping = || Reply::Failed(TrackerError::Unreachable { reason: "the agent is stopping".to_owned() });
+        let (reply, answer) = oneshot::channel();
+        if self.calls.send(HomeCall { from, call, reply }).await.is_err() {
+            return stopping();
+        }
+        answer.await.unwrap_or_else(|_| stopping())
+    }
+}
+
+async fn run_home(mut home: Home, gossip: Option<Arc<Gossip>>, mut calls: mpsc::Receiver<HomeCall>) {
+    let mut events = gossip.as_ref().map(|gossip| gossip.events());
+    let mut roster = gossip.as_ref().map(|gossip| gossip.roster());
+    loop {
+        tokio::select! {
+            call = calls.recv() => match call {
+                Some(HomeCall { from, call, reply }) => {
+                    // A caller that has given up is no error.
+                    let _ = reply.send(answer(&mut home, gossip.as_deref(), from, call, Instant::now()));
+                }
+                None => return,
+            },
+            Some(event) = next_event(&mut events) => {
+                match event {
+                    MembershipEvent::Down(node) => home.member_down(node),
+                    // Whoever has thrown a blob out is nobody's source any more.
+                    MembershipEvent::Event(signed) => {
+                        if let EventBody::Remove { task } = signed.event.body {
+                            home.service_down(signed.event.author, ServiceDownRequest { task });
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            Some(members) = roster_change(&mut roster) => home.set_cluster_size(members),
+        }
+    }
+}
+
+/// The next membership event; never, without gossip. A burst that overran the queue is survivable: leases lapse and
+/// callers complain about the dead.
+async fn next_event(events: &mut Option<tokio::sync::broadcast::Receiver<MembershipEvent>>) -> Option<MembershipEvent> {
+    use tokio::sync::broadcast::error::RecvError;
+    let Some(receiver) = events else { return std::future::pending().await };
+    loop {
+        match receiver.recv().await {
+            Ok(event) => return Some(event),
+            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "membership events were missed"),
+            Err(RecvError::Closed) => break,
+        }
+    }
+    *events = None;
+    std::future::pending().await
+}
+
+async fn roster_change(roster: &mut Option<watch::Receiver<Arc<Roster>>>) -> Option<usize> {
+    let Some(receiver) = roster else { return std::future::pending().await };
+    if receiver.changed().await.is_err() {
+        *roster = None;
+        return std::future::pending().await;
+    }
+    Some(receiver.borrow_and_update().members.len() + 1)
+}
+
+fn answer(home: &mut Home, gossip: Option<&Gossip>, from: NodeId, call: Call, now: Instant) -> Reply {
+    let result = match call {
+        Call::Register(request) => {
+            learn(home, gossip, &request, now);
+            home.register(from, request, now).map(Reply::Registered)
+        }
+        Call::PullPiece(request) => home.pull_piece(from, &request, now).map(Reply::Pulled),
+        Call::ReportPiece(request) => home.report_piece(from, &request, now).map(Reply::Reported),
+        Call::ServiceDown(request) => {
+            home.service_down(from, request);
+            Ok(Reply::Done)
+        }
+        Call::ReportError(request) => home.report_error(from, &request, now).map(|()| Reply::Done),
+    };
+    result.unwrap_or_else(Reply::Failed)
+}
+
+/// Tells a home that does not know a task yet what gossip knows of it.
+fn learn(home: &mut Home, gossip: Option<&Gossip>, request: &RegisterRequest, now: Instant) {
+    /// In quarters: the whole blob, verified.
+    const WHOLE: u8 = 4;
+    let Some(gossip) = gossip.filter(|_| !home.knows(&request.task)) else { return };
+    let Some(geometry) = gossip.geometry(&request.task).or(request.geometry) else { return };
+    for (node, quarters) in gossip.holders(&request.task) {
+        if quarters == WHOLE {
+            home.learn_holder(request.task, geometry, node, now);
+        }
+    }
+}
+
+/// The [`Tracker`] over gossip membership.
+pub struct GossipTracker {
+    me: NodeId,
+    home: HomeHandle,
+    /// `None` for an agent without a secret: it has no peers and is its own home.
+    peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>,
+    silent: Mutex<BTreeMap<NodeId, Instant>>,
+}
+
+impl GossipTracker {
+    /// A tracker for the node `me`.
+    #[must_use]
+    pub fn new(me: NodeId, home: HomeHandle, peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>) -> Self {
+        Self { me, home, peers, silent: Mutex::default() }
+    }
+
+    /// This node's own home, for calls that come from others.
+    #[must_use]
+    pub fn own_home(&self) -> &HomeHandle {
+        &self.home
+    }
+
+    /// Where a member takes piece requests; `None` if gossip does not know it.
+    #[must_use]
+    pub fn peer(&self, node: NodeId) -> Option<Peer> {
+        let (_, roster) = self.peers.as_ref()?;
+        let roster = roster.borrow();
+        roster.members.get(&node).map(|member: &Member| Peer { id: node, addr: member.peer })
+    }
+
+    /// The members to ask about a task, best first. This node is always among them: it is its own last resort.
+    /// Members that did not answer lately are left out.
+    #[must_use]
+    pub fn homes(&self, task: &TaskId) -> Vec<NodeId> {
+        let now = Instant::now();
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|_, until| *until > now);
+        let mut members = Vec::new();
+        if let Some((_, roster)) = &self.peers {
+            let roster = roster.borrow();
+            members.push((self.me, roster.me.role));
+            let others = roster.members.values().filter(|member| !silent.contains_key(&member.id));
+            members.extend(others.map(|member| (member.id, member.role)));
+        }
+        let mut order = rendezvous::order(task, members);
+        order.truncate(HOMES);
+        if !order.contains(&self.me) {
+            order.push(self.me);
+        }
+        order
+    }
+
+    /// A receiver that tells when the members have changed.
+    #[must_use]
+    pub fn roster(&self) -> Option<watch::Receiver<Arc<Roster>>> {
+        self.peers.as_ref().map(|(_, roster)| roster.clone())
+    }
+
+    async fn call(&self, node: NodeId, call: Call) -> Result<Reply, TrackerError> {
+        let reply = if node == self.me {
+            self.home.call(self.me, call).await
+        } else {
+            let outcome = tokio::time::timeout(CALL_TIMEOUT, self.call_peer(node, call)).await;
+            let outcome = outcome.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+            let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+            match outcome {
+                Ok(reply) => {
+                    silent.remove(&node);
+                    reply
+                }
+                Err(reason) => {
+                    silent.insert(node, Instant::now() + SILENT_FOR);
+                    return Err(TrackerError::Unreachable { reason });
+                }
+            }
+        };
+        match reply {
+            Reply::Failed(error) => Err(error),
+            reply => Ok(reply),
+        }
+    }
+
+    async fn call_peer(&self, node: NodeId, call: Call) -> Result<Reply, String> {
+        let (transport, _) = self.peers.as_ref().ok_or("this agent has no peers")?;
+        let peer = self.peer(node).ok_or("gossip does not know it")?;
+        let exchange = async {
+            let mut stream = transport.open(peer).await?;
+            stream.send(&Open::Call(call)).await?;
+            stream.finish();
+            stream.receive::<Reply>().await
+        };
+        exchange.await.map_err(|error: crate::net::NetError| error.to_string())?.ok_or_else(|| "no answer".to_owned())
+    }
+}
+
+/// A home that answers another question than the asked one.
+fn confused<T>() -> Result<T, TrackerError> {
+    Err(TrackerError::Unreachable { reason: "the answer does not fit the call".to_owned() })
+}
+
+impl Tracker for GossipTracker {
+    async fn register(&self, node: NodeId, request: RegisterRequest) -> Result<RegisterResponse, TrackerError> {
+        match self.call(node, Call::Register(request)).await? {
+            Reply::Registered(response) => Ok(response),
+            _ => confused(),
+        }
+    }
+
+    async fn pull_piece(&self, node: NodeId, request: PullPieceRequest) -> Result<PullPieceResponse, TrackerError> {
+        match self.call(node, Call::PullPiece(request)).await? {
+            Reply::Pulled(response) => Ok(response),
+            _ => confused(),
+        }
+    }
+
+    async fn report_piece(
+        &self,
+        node: NodeId,
+        request: ReportPieceRequest,
+    ) -> Result<ReportPieceResponse, TrackerError> {
+        match self.call(node, Call::ReportPiece(request)).await? {
+            Reply::Reported(response) => Ok(response),
+            _ => confused(),
+        }
+    }
+
+    async fn service_down(&self, node: NodeId, request: ServiceDownRequest) -> Result<(), TrackerError> {
+        match self.call(node, Call::ServiceDown(request)).await? {
+            Reply::Done => Ok(()),
+            _ => confused(),
+        }
+    }
+
+    async fn report_error(&self, node: NodeId, request: ClientErrorRequest) -> Result<(), TrackerError> {
+        match self.call(node, Call::ReportError(request)).await? {
+            Reply::Done => Ok(()),
+            _ => confused(),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `darter`: the command line. Each subcommand is a function of the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use darter_agent::cli::{self, Args, Command, ConfigCommand};
+use darter_agent::config::Config;
+use darter_agent::{app, demo};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match args.command {
+        Command::Agent(args) => agent(&args),
+        Command::Demo(args) => demonstrate(&args),
+        Command::GenCa(args) => match cli::keys::gen_ca(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => cli::fail(&format!("{:#}", anyhow::Error::from(error))),
+        },
+        Command::Secret => match cli::keys::secret() {
+            Ok(secret) => cli::print(&secret),
+            Err(error) => cli::fail(&format!("{:#}", anyhow::Error::from(error))),
+        },
+        Command::Config { command: ConfigCommand::Default } => cli::config::default(),
+        Command::Config { command: ConfigCommand::Check { file } } => cli::config::check(&file),
+        Command::Version => cli::print(&cli::version()),
+    }
+}
+
+/// Runs the agent. A configuration that cannot be used exits with 2 before anything is started.
+fn agent(args: &cli::AgentArgs) -> ExitCode {
+    let config = match Config::load(&args.config, cli::config::variables()).and_then(|config| {
+        config.try_listeners()?;
+        Ok(config)
+    }) {
+        Ok(config) => config,
+        Err(problems) => {
+            return cli::refuse(&problems.to_string());
+        }
+    };
+    if let Err(error) = app::telemetry::init() {
+        return cli::refuse(&error);
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match block_on(app::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::fail(&format!("{error:#}")),
+    }
+}
+
+/// Shows the job being done. Anything wrong is exit code 1.
+fn demonstrate(args: &cli::DemoArgs) -> ExitCode {
+    let options = demo::Options {
+        agents: usize::from(args.agents),
+        size_bytes: args.size_bytes.unwrap_or(demo::SIZE_BYTES),
+        json: args.json,
+    };
+    match block_on(async { Ok(demo::run(options).await?) }) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(cli::EXIT_FAILED),
+        Err(error) => cli::fail(&format!("{error:#}")),
+    }
+}
+
+/// Runs a future on as many threads as there are cores.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

@@ -1,0 +1,223 @@
+//! What travels on a stream: frames, and raw bytes between them.
+//!
+//! A frame is its length (u32, little endian) and a value in postcard. Whether raw bytes follow, and how many, is
+//! said by the frame before them. Nothing is allocated before its length is found to be within bounds.
+//!
+//! Not here: what the frames mean.
+
+use bytes::{Bytes, BytesMut};
+use darter_tracker::PieceSize;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::NetError;
+use super::link::Use;
+
+/// Bound on an encoded frame: sixteen of the largest bitmaps (8 KiB), far above any message, far below what hurts.
+pub const FRAME_BYTES_MAX: usize = 128 * 1024;
+
+/// Bytes of a frame's length.
+const HEADER_BYTES: usize = 4;
+
+/// A bidirectional stream to a peer whose identity is proven.
+#[derive(Debug)]
+pub struct Stream {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// The sending half of a [`Stream`]. Dropping it ends the direction like [`Sender::finish`].
+#[derive(Debug)]
+pub struct Sender {
+    stream: quinn::SendStream,
+    /// What an earlier, cancelled call left unsent.
+    pending: Bytes,
+    _link: Use,
+}
+
+/// The receiving half of a [`Stream`]. Dropping it before the end tells the peer to stop sending.
+#[derive(Debug)]
+pub struct Receiver {
+    stream: quinn::RecvStream,
+    /// What has come of the frame's header, then of its body, or of the piece that is being read.
+    partial: BytesMut,
+    /// Length of the frame's body, once its header has come.
+    body: Option<usize>,
+    _link: Use,
+}
+
+impl Stream {
+    pub(super) fn new(send: quinn::SendStream, receive: quinn::RecvStream, link: Use) -> Self {
+        Self {
+            sender: Sender { stream: send, pending: Bytes::new(), _link: link.clone() },
+            receiver: Receiver { stream: receive, partial: BytesMut::new(), body: None, _link: link },
+        }
+    }
+
+    /// Sends a frame; see [`Sender::send`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
+        self.sender.send(message).await
+    }
+
+    /// Sends raw bytes; see [`Sender::send_bytes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), NetError> {
+        self.sender.send_bytes(bytes).await
+    }
+
+    /// Ends the sending direction; see [`Sender::finish`].
+    pub fn finish(&mut self) {
+        self.sender.finish();
+    }
+
+    /// Receives a frame; see [`Receiver::receive`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, NetError> {
+        self.receiver.receive().await
+    }
+
+    /// Receives raw bytes; see [`Receiver::receive_bytes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn receive_bytes(&mut self, len: usize) -> Result<Bytes, NetError> {
+        self.receiver.receive_bytes(len).await
+    }
+
+    /// The two directions, to be used by two tasks.
+    #[must_use]
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+}
+
+impl Sender {
+    /// Sends `message` as one frame. Returns when the transport has taken it, which waits for the peer to read.
+    ///
+    /// If the call is cancelled, the rest of the frame goes out before whatever is sent next, or never: the peer then
+    /// finds the stream truncated.
+    ///
+    /// # Errors
+    /// [`NetError::FrameTooLong`] and [`NetError::Malformed`] (a value that postcard cannot encode) with nothing sent;
+    /// otherwise why the stream is of no more use.
+    pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
+        let frame = encode(message)?;
+        self.push(frame).await
+    }
+
+    /// Sends bytes as they are. Cancelling acts as with [`Self::send`].
+    ///
+    /// # Errors
+    /// Why the stream is of no more use.
+    pub async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), NetError> {
+        self.push(bytes).await
+    }
+
+    /// Ends the sending direction: the peer's next `receive` gives `None`. What was sent still arrives. Does nothing
+    /// the second time.
+    pub fn finish(&mut self) {
+        // Fails if the direction has ended already, which is what is wanted.
+        let _ = self.stream.finish();
+    }
+
+    async fn push(&mut self, bytes: Bytes) -> Result<(), NetError> {
+        self.flush().await?;
+        self.pending = bytes;
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), NetError> {
+        while !self.pending.is_empty() {
+            self.stream.write_chunks(std::slice::from_mut(&mut self.pending)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Receiver {
+    /// Receives one frame; `None` when the peer has ended the stream between frames.
+    ///
+    /// A cancelled call loses nothing: the next one goes on where it was.
+    ///
+    /// # Errors
+    /// [`NetError::FrameTooLong`], [`NetError::Truncated`], [`NetError::Malformed`], or why the connection died.
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, NetError> {
+        let len = match self.body {
+            Some(len) => len,
+            None => match self.header().await? {
+                Some(len) => len,
+                None => return Ok(None),
+            },
+        };
+        self.fill(len).await?;
+        self.body = None;
+        let body = self.partial.split();
+        match postcard::take_from_bytes(&body) {
+            Ok((message, [])) => Ok(Some(message)),
+            // Left-over bytes mean that the two sides do not speak of the same thing.
+            Ok(_) | Err(_) => Err(NetError::Malformed),
+        }
+    }
+
+    /// Receives exactly `len` raw bytes, at most one piece. A cancelled call must be repeated with the same `len`.
+    ///
+    /// # Errors
+    /// [`NetError::PieceTooLong`] with nothing read, [`NetError::Truncated`], or why the connection died.
+    pub async fn receive_bytes(&mut self, len: usize) -> Result<Bytes, NetError> {
+        if len > PieceSize::MAX_BYTES as usize {
+            return Err(NetError::PieceTooLong { bytes: len });
+        }
+        self.fill(len).await?;
+        Ok(self.partial.split().freeze())
+    }
+
+    /// The next frame's length, checked; `None` at a clean end.
+    async fn header(&mut self) -> Result<Option<usize>, NetError> {
+        match self.fill(HEADER_BYTES).await {
+            Ok(()) => {}
+            Err(NetError::Truncated) if self.partial.is_empty() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(&self.partial[..HEADER_BYTES]);
+        let len = u32::from_le_bytes(header) as usize;
+        if len > FRAME_BYTES_MAX {
+            // The header stays, so that the stream gives the same answer however often it is asked.
+            return Err(NetError::FrameTooLong { bytes: len });
+        }
+        self.partial.clear();
+        self.body = Some(len);
+        Ok(Some(len))
+    }
+
+    /// Reads until `partial` has `len` bytes and no more.
+    async fn fill(&mut self, len: usize) -> Result<(), NetError> {
+        self.partial.reserve(len.saturating_sub(self.partial.len()));
+        while self.partial.len() < len {
+            match self.stream.read_chunk(len - self.partial.len(), true).await? {
+                Some(chunk) => self.partial.extend_from_slice(&chunk.bytes),
+                None => return Err(NetError::Truncated),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A frame with its length in front.
+fn encode<T: Serialize>(message: &T) -> Result<Bytes, NetError> {
+    let mut frame = postcard::to_extend(message, vec![0; HEADER_BYTES]).map_err(|_| NetError::Malformed)?;
+    let bytes = frame.len() - HEADER_BYTES;
+    if bytes > FRAME_BYTES_MAX {
+        return Err(NetError::FrameTooLong { bytes });
+    }
+    // Fits: the bound is far below u32::MAX.
+    frame[..HEADER_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
+    Ok(frame.into())
+}

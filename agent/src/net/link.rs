@@ -1,0 +1,80 @@
+//! One live connection, and who is using it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use darter_tracker::NodeId;
+use tokio::time::{Duration, Instant};
+
+/// A live, mutually authenticated connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// The connection.
+    pub(super) connection: quinn::Connection,
+    /// The member at its other end.
+    pub(super) peer: NodeId,
+    /// How long it stays open without streams.
+    pub(super) unused_max: Duration,
+    uses: Mutex<Uses>,
+}
+
+#[derive(Debug)]
+struct Uses {
+    count: usize,
+    /// When `count` last became zero.
+    since: Instant,
+}
+
+impl Link {
+    pub(super) fn new(connection: quinn::Connection, peer: NodeId, unused_max: Duration) -> Arc<Self> {
+        let uses = Mutex::new(Uses { count: 0, since: Instant::now() });
+        Arc::new(Self { connection, peer, unused_max, uses })
+    }
+
+    /// Takes the link into use: it is not closed as unused before the result, and every clone of it, is dropped.
+    pub(super) fn hold(self: &Arc<Self>) -> Use {
+        self.with_uses(|uses| uses.count += 1);
+        Use(self.clone())
+    }
+
+    /// Since when nobody uses the link; `None` while somebody does.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        self.with_uses(|uses| (uses.count == 0).then_some(uses.since))
+    }
+
+    /// Whether the link is alive.
+    pub(super) fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    fn with_uses<T>(&self, act: impl FnOnce(&mut Uses) -> T) -> T {
+        // Nothing that runs under the lock can panic halfway.
+        act(&mut self.uses.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A share in a link, held by each half of each stream.
+#[derive(Debug)]
+pub(super) struct Use(Arc<Link>);
+
+impl Use {
+    pub(super) fn connection(&self) -> &quinn::Connection {
+        &self.0.connection
+    }
+}
+
+impl Clone for Use {
+    fn clone(&self) -> Self {
+        self.0.hold()
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.with_uses(|uses| {
+            uses.count = uses.count.saturating_sub(1);
+            if uses.count == 0 {
+                uses.since = Instant::now();
+            }
+        });
+    }
+}

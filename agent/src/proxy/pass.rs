@@ -1,0 +1,87 @@
+//! Requests that are none of the swarm's business: handed to the registry and back, streamed and untouched.
+//!
+//! Manifests pass too, but are looked at on their way: what a registry lists for a client, the client may read.
+
+use std::sync::Arc;
+
+use darter_tracker::Digest;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RANGE};
+use http::request::Parts;
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Incoming};
+
+use super::Proxy;
+use super::body::{self, AnswerBody, CheckedBody, ClientBody, PassedBody};
+use super::respond::Refusal;
+use super::seam::{Authorize, Blobs, Origin, Repository};
+
+/// Bytes of a manifest that is looked at, the limit that registries have as well (S26). Longer ones pass unseen.
+const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What a manifest is, by its media type. Nothing else that looks like one is taken for one (S27).
+const MANIFEST_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
+    /// Hands a request to where its absolute URI says, and the answer to the client.
+    pub(super) async fn pass(&self, request: Request<ClientBody>) -> Result<Response<AnswerBody>, Refusal> {
+        let answer = self.exchange(request).await?;
+        let passed = self.metrics.passed_bytes.clone();
+        Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))))
+    }
+
+    /// The same for a GET of a blob: as a whole it is checked, since no client is to take wrong bytes for a success (D7).
+    /// Of a part the client has to check the whole itself.
+    pub(super) async fn pass_blob(&self, head: Parts, digest: Digest) -> Result<Response<AnswerBody>, Refusal> {
+        let asked_whole = !head.headers.contains_key(RANGE);
+        let answer = self.exchange(Request::from_parts(head, body::nothing())).await?;
+        let whole =
+            asked_whole && answer.status() == StatusCode::OK && !answer.headers().contains_key(CONTENT_ENCODING);
+        let passed = self.metrics.passed_bytes.clone();
+        Ok(answer.map(|answer| {
+            let counted = PassedBody::<_, fn(&[u8])>::new(answer, passed);
+            if whole { body::streamed(CheckedBody::new(counted, digest)) } else { body::streamed(counted) }
+        }))
+    }
+
+    /// The same for a manifest, which the authorizer gets to see before the client has all of it.
+    pub(super) async fn pass_manifest(
+        &self,
+        request: Request<ClientBody>,
+        repository: Repository,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        let client = request.headers().clone();
+        let answer = self.exchange(request).await?;
+        let passed = self.metrics.passed_bytes.clone();
+        let Some(content_type) = manifest_type(&answer) else {
+            return Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))));
+        };
+        let authorize = Arc::clone(&self.authorize);
+        let see = move |whole: &[u8]| authorize.saw_manifest(&repository, &client, content_type, whole);
+        Ok(answer.map(|answer| body::streamed(PassedBody::shown(answer, passed, MANIFEST_BYTES_MAX, see))))
+    }
+
+    async fn exchange(&self, mut request: Request<ClientBody>) -> Result<Response<Incoming>, Refusal> {
+        *request.version_mut() = Version::HTTP_11;
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let answer = self.origin.send(request).await;
+        answer.map_err(|error| Refusal::Upstream { host, fault: O::fault(&error), source: error.into() })
+    }
+}
+
+/// The media type, if the answer is a manifest that can be looked at.
+fn manifest_type(answer: &Response<Incoming>) -> Option<&'static str> {
+    let small = answer.body().size_hint().lower() <= MANIFEST_BYTES_MAX as u64;
+    let plain = !answer.headers().contains_key(CONTENT_ENCODING);
+    (answer.status() == StatusCode::OK && small && plain).then(|| known_type(answer.headers())).flatten()
+}
+
+fn known_type(headers: &HeaderMap) -> Option<&'static str> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let essence = value.split(';').next()?.trim();
+    MANIFEST_TYPES.into_iter().find(|known| essence.eq_ignore_ascii_case(known))
+}

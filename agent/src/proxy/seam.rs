@@ -1,0 +1,93 @@
+//! What the proxy needs of others, and no more: registries, a judgement on who may read what, and blobs.
+//!
+//! Not here: how any of it is done. The agent wires in the registry client, the authorizer and the pulls; tests wire
+//! in stubs and small servers.
+
+use bytes::Bytes;
+use darter_tracker::Digest;
+use futures_util::Stream;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+pub use super::authorize::Repository;
+use super::body::{BoxError, ClientBody};
+pub use crate::pull::BlobRequest;
+pub use crate::source::registry::BlobOrigin;
+
+/// Hosts outside: one request, one answer, nothing followed and nothing kept.
+pub trait Origin: Send + Sync + 'static {
+    /// Why a host did not answer.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Sends a request with an absolute URI and streams both bodies. Headers that belong to one connection are taken
+    /// out on both ways, the host is the URI's, and the policy for the host decides about TLS.
+    fn send(
+        &self,
+        request: Request<ClientBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Self::Error>> + Send;
+
+    /// Opens a connection for a tunnel, if the dial filter allows the address.
+    fn dial(&self, host: &str, port: u16) -> impl Future<Output = Result<TcpStream, Self::Error>> + Send;
+
+    /// Whose fault an error is, which is all that a client is told.
+    fn fault(error: &Self::Error) -> Fault;
+}
+
+/// Whose fault it is that a host did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The client asked for an address that the agent does not connect to. Asking again changes nothing.
+    Forbidden,
+    /// The host cannot be reached, or took too long. May be retried.
+    Unreachable,
+    /// The host was reached and what it said is no use, an untrusted certificate for example.
+    Broken,
+}
+
+/// Who may read which blob.
+pub trait Authorize: Send + Sync + 'static {
+    /// Whether the registry would give this client the blob, asking it where that is not known (D8).
+    fn blob(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> impl Future<Output = Verdict> + Send;
+
+    /// A manifest that the registry gave this client. What it lists, the client may read in that repository.
+    fn saw_manifest(&self, repository: &Repository, client: &HeaderMap, content_type: &str, body: &[u8]);
+}
+
+/// What the registry would say to a client that asks for a blob.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It would give it.
+    Granted {
+        /// Length of the blob in bytes.
+        length: u64,
+        /// Headers of the registry's answer, to answer the client with.
+        headers: HeaderMap,
+    },
+    /// It would not, or wants credentials; its own answer, to be passed on.
+    Refused(Response<Bytes>),
+    /// It gives no length, or something else makes this none of the swarm's business.
+    PassThrough,
+    /// It could not be asked, and what is known of the client is not enough.
+    Unavailable(BoxError),
+}
+
+/// Blobs, from wherever they come.
+pub trait Blobs: Send + Sync + 'static {
+    /// Why there are no, or no more, bytes.
+    type Error: std::error::Error + Send + Sync + 'static;
+    /// The bytes in order, checked, exactly as many as the range has. Not polled means not read: it is a pull.
+    type Body: Stream<Item = Result<Bytes, Self::Error>> + Send + 'static;
+
+    /// Begins to deliver. As long as this, or the first item, fails, the client is served by the registry instead;
+    /// except where the bytes are known to be [wrong](Self::is_wrong).
+    fn open(&self, request: BlobRequest) -> impl Future<Output = Result<Self::Body, Self::Error>> + Send;
+
+    /// Whether an error says that the blob's bytes do not match its digest, so that nobody is to have them unchecked.
+    fn is_wrong(error: &Self::Error) -> bool;
+}

@@ -1,0 +1,85 @@
+//! Pieces and sessions from another member.
+
+use bytes::Bytes;
+use darter_swarm::identity::{ClusterKeys, verify_piece};
+use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
+use darter_tracker::{ErrorKind, Geometry, PieceDigest, PieceIndex, PieceProof, TaskId};
+
+use crate::net::{NetError, Peer, Receiver, Sender, Transport};
+
+/// Why a peer gave no piece.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It serves too many others at present; it is not to blame.
+    #[error("the peer is busy")]
+    Busy,
+    /// It does not have the piece that it offered.
+    #[error("the peer does not have the piece")]
+    NotHeld,
+    /// What it sent is not what was asked for, or nobody vouches for it. Nothing was stored.
+    #[error("the peer sent something wrong: {0}")]
+    Wrong(&'static str),
+    /// It could not be reached or broke off.
+    #[error("the peer cannot be reached")]
+    Unreachable(#[from] NetError),
+}
+
+impl PeerError {
+    /// How it is reported to the home; `None` if the peer is not to blame.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Busy => None,
+            Self::NotHeld => Some(ErrorKind::NotFound),
+            Self::Wrong(_) => Some(ErrorKind::Mismatch),
+            Self::Unreachable(_) => Some(ErrorKind::Unreachable),
+        }
+    }
+}
+
+/// Asks `peer` for one piece and checks it: length, BLAKE3, and a member's signature under that.
+///
+/// # Errors
+/// See [`PeerError`]; bytes that failed a check are dropped here.
+pub async fn piece(
+    transport: &Transport,
+    keys: &ClusterKeys,
+    peer: Peer,
+    task: TaskId,
+    geometry: Geometry,
+    piece: PieceIndex,
+) -> Result<(PieceProof, Bytes), PeerError> {
+    let mut stream = transport.open(peer).await?;
+    stream.send(&Open::Piece { task, piece }).await?;
+    stream.finish();
+    let expected = geometry.piece_length(piece);
+    let proof = match stream.receive::<PieceReply>().await? {
+        Some(PieceReply::Piece { proof, length }) if length == expected => proof,
+        Some(PieceReply::Piece { .. }) => return Err(PeerError::Wrong("another length")),
+        Some(PieceReply::Busy) => return Err(PeerError::Busy),
+        Some(PieceReply::NotHeld) => return Err(PeerError::NotHeld),
+        None => return Err(PeerError::Wrong("no answer")),
+    };
+    verify_piece(keys, &task, &geometry, piece, &proof).map_err(|_| PeerError::Wrong("nobody vouches for it"))?;
+    let bytes = stream.receive_bytes(expected as usize).await?;
+    // The store checks the digest again, in the one place that may let bytes in; here it tells who is to blame.
+    if PieceDigest::of(&bytes) != proof.digest {
+        return Err(PeerError::Wrong("the bytes do not match their digest"));
+    }
+    Ok((proof, bytes))
+}
+
+/// Begins a session about a task: tells what is held here and learns what is held there.
+///
+/// # Errors
+/// [`PeerError::Unreachable`], or [`PeerError::Wrong`] if the peer talks about something else.
+pub async fn session(transport: &Transport, peer: Peer, offer: Offer) -> Result<(Sender, Receiver, Offer), PeerError> {
+    let task = offer.task;
+    let (mut sender, mut receiver) = transport.open(peer).await?.split();
+    sender.send(&Open::Session(offer)).await?;
+    match receiver.receive::<SessionFrame>().await? {
+        Some(SessionFrame::Offer(theirs)) if theirs.task == task => Ok((sender, receiver, theirs)),
+        Some(_) => Err(PeerError::Wrong("not an offer for this task")),
+        None => Err(PeerError::Wrong("no offer")),
+    }
+}

@@ -1,0 +1,116 @@
+//! What becomes of a blob on disk once something is known about it: published, poisoned, or less than it was.
+//!
+//! A blob is published by syncing its files and moving both; readers and peers do not wait for that, since the bytes have
+//! matched and a crash before the move costs only hashing them once more. Everything here runs on blocking threads.
+
+use std::sync::Arc;
+
+use darter_tracker::PieceIndex;
+
+use super::blob::Blob;
+use super::directory::Place;
+use super::partial::Files;
+use super::state::{Outcome, lock};
+
+/// The whole matched: readers get their last piece, then the blob is published.
+///
+/// Returns `false` if the bytes have changed since they were hashed: then it has to be done again.
+pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool {
+    if !blob.change(|state| state.decide(generation, Outcome::Complete)) {
+        return false;
+    }
+    if let Err(error) = publish(blob, files) {
+        // It is served from where it is; after a restart it is hashed and published again.
+        tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
+    }
+    true
+}
+
+fn publish(blob: &Arc<Blob>, files: &Files) -> std::io::Result<()> {
+    files.sync().inspect_err(|_| {
+        // The kernel may forget what it could not write, so what was compared in memory says nothing of the disk.
+        blob.look(|state| state.suspect = true);
+        files.distrust();
+    })?;
+    let moved = {
+        let _disk = lock(&blob.context.disk);
+        let opening = lock(&blob.files);
+        let due = blob.look(|state| state.outcome() == Outcome::Complete && state.place == Place::Partial);
+        if !due || !blob.is_current() {
+            return Ok(());
+        }
+        let directory = &blob.context.directory;
+        let digest = blob.task().digest();
+        let moved = directory.relocate(Place::Partial, Place::Blobs, digest).inspect_err(|_| {
+            // One of the two may have moved. If it cannot go back either, the next opening finds the blob gone.
+            drop(directory.relocate(Place::Blobs, Place::Partial, digest));
+        })?;
+        blob.look(|state| state.place = Place::Blobs);
+        drop(opening);
+        moved
+    };
+    moved.sync()
+}
+
+/// The whole differs although every piece matched its proof: who signed what is kept for blame, the files go.
+///
+/// Returns `false` if the bytes have changed since they were hashed: then it has to be done again.
+pub(super) fn poison(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool {
+    let proofs = files.proofs().unwrap_or_else(|error| {
+        tracing::warn!(task = %blob.task(), %error, "who signed a poisoned blob cannot be read");
+        Vec::new()
+    });
+    // Whoever sees the outcome may create the blob anew under the same names, but not before these are free.
+    let _disk = lock(&blob.context.disk);
+    let decided = blob.change(|state| {
+        let decided = state.decide(generation, Outcome::Poisoned);
+        if decided {
+            state.blame = proofs;
+        }
+        decided
+    });
+    if !decided {
+        return false;
+    }
+    blob.context.metrics.poisoned.inc();
+    tracing::warn!(task = %blob.task(), "a blob does not match its digest");
+    if blob.is_current()
+        && let Err(error) = blob.context.directory.remove(Place::Partial, blob.task().digest())
+    {
+        tracing::warn!(task = %blob.task(), %error, "a file of the cache was left behind");
+    }
+    true
+}
+
+/// A held piece is not on disk as it was: it is dropped, everything else stays. A published blob becomes a partial again,
+/// since what will take the piece's place has not been hashed with the rest.
+pub(super) fn lose(blob: &Arc<Blob>, files: &Files, piece: PieceIndex) {
+    if !blob.change(|state| state.lose(piece)) {
+        return;
+    }
+    tracing::warn!(task = %blob.task(), piece = piece.0, "a piece of the cache has rotted and is dropped");
+    if let Err(error) = files.forget(piece) {
+        // Its record still names other bytes, so the piece will be found rotten again.
+        tracing::warn!(task = %blob.task(), %error, "the journal of a blob cannot be written");
+    }
+    if let Err(error) = demote(blob) {
+        tracing::warn!(task = %blob.task(), %error, "a rotten blob could not be taken back and is dropped");
+        blob.vanish();
+    }
+    // Only now may the piece be written: a crash must not find it among published bytes.
+    blob.change(|state| state.release(piece));
+}
+
+fn demote(blob: &Arc<Blob>) -> std::io::Result<()> {
+    let moved = {
+        let _disk = lock(&blob.context.disk);
+        let _opening = lock(&blob.files);
+        if blob.look(|state| state.place) == Place::Partial || !blob.is_current() {
+            return Ok(());
+        }
+        let moved = blob.context.directory.relocate(Place::Blobs, Place::Partial, blob.task().digest())?;
+        blob.look(|state| state.place = Place::Partial);
+        moved
+    };
+    moved.sync()
+}

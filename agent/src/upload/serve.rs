@@ -1,0 +1,226 @@
+//! Takes the streams that peers open, and serves each in a task of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use darter_swarm::upload::{Admission, Ticket, Uploads};
+use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
+use darter_tracker::{NodeId, PieceIndex, TaskId};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::metrics::Metrics;
+use crate::gossip::tracker::HomeHandle;
+use crate::net::{Incoming, NetError, Stream, Transport};
+use crate::pull::Flights;
+use crate::store::{Outcome, Store};
+
+/// Streams that are served at a time; further ones wait in the transport. A stream costs some kilobytes, and the bytes
+/// of pieces are bounded by [`darter_swarm::upload::ACTIVE_TOTAL`].
+const STREAMS_MAX: usize = 4096;
+
+/// A stream that has not said what it wants by then is dropped.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A piece that the other side has not taken by then is given up, so that nobody can hold a slot.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A session with a finished holder is kept no longer than this without a word: it says nothing new anyway.
+const SESSION_IDLE: Duration = Duration::from_secs(30);
+
+/// Pairs of task and peer whose share is remembered, to serve the neediest first.
+const SHARES_MAX: usize = 8192;
+
+/// Serves peers.
+pub struct Uploader {
+    store: Arc<Store>,
+    flights: Arc<Flights>,
+    home: HomeHandle,
+    metrics: Arc<Metrics>,
+    desk: Mutex<Desk>,
+}
+
+/// Who is served and who waits. The lock is held for a look-up, never across an await.
+#[derive(Default)]
+struct Desk {
+    uploads: Uploads,
+    waiting: BTreeMap<Ticket, oneshot::Sender<()>>,
+    /// Pieces given so far, per task and peer.
+    shares: BTreeMap<(TaskId, NodeId), u32>,
+}
+
+/// A slot for one upload, given up when dropped.
+struct Slot {
+    uploader: Arc<Uploader>,
+    ticket: Ticket,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.uploader.desk(|desk| {
+            desk.waiting.remove(&self.ticket);
+            for next in desk.uploads.finish(self.ticket) {
+                if let Some(turn) = desk.waiting.remove(&next) {
+                    // One that went away meanwhile gives its slot up by itself.
+                    let _ = turn.send(());
+                }
+            }
+        });
+    }
+}
+
+impl Uploader {
+    /// Serves what `store` holds and `flights` are getting, and passes tracker calls to `home`.
+    #[must_use]
+    pub fn new(store: Arc<Store>, flights: Arc<Flights>, home: HomeHandle, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { store, flights, home, metrics, desk: Mutex::default() })
+    }
+
+    /// Serves until `stopping`, then lets uploads finish for as long as `drain`.
+    pub async fn run(self: Arc<Self>, transport: Transport, stopping: CancellationToken, drain: Duration) {
+        let mut streams = JoinSet::new();
+        let room = Arc::new(Semaphore::new(STREAMS_MAX));
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                incoming = transport.accept() => {
+                    let Some(incoming) = incoming else { break };
+                    let uploader = self.clone();
+                    streams.spawn(async move {
+                        let (peer, remote) = (incoming.peer, incoming.remote);
+                        if let Err(error) = uploader.serve(incoming).await {
+                            tracing::debug!(%peer, %remote, %error, "a peer's stream broke off");
+                        }
+                        drop(permit);
+                    });
+                    while streams.try_join_next().is_some() {}
+                }
+            }
+        }
+        // Sessions would stay open for as long as the other side likes: only uploads are waited for.
+        let done =
+            async { while self.desk(|desk| desk.uploads.active()) > 0 && streams.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(drain, done).await;
+        streams.shutdown().await;
+    }
+
+    async fn serve(self: Arc<Self>, incoming: Incoming) -> Result<(), NetError> {
+        let Incoming { peer, mut stream, .. } = incoming;
+        let Ok(open) = tokio::time::timeout(OPEN_TIMEOUT, stream.receive::<Open>()).await else { return Ok(()) };
+        match open? {
+            None => Ok(()),
+            Some(Open::Call(call)) => {
+                let reply = self.home.call(peer, call).await;
+                stream.send(&reply).await?;
+                stream.finish();
+                Ok(())
+            }
+            Some(Open::Session(offer)) => self.session(peer, offer, stream).await,
+            Some(Open::Piece { task, piece }) => {
+                let upload = self.clone().piece(peer, task, piece, stream);
+                // A timeout drops the stream, which tells the other side.
+                tokio::time::timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(Ok(()))
+            }
+        }
+    }
+
+    async fn session(&self, peer: NodeId, offer: Offer, stream: Stream) -> Result<(), NetError> {
+        let task = offer.task;
+        let (sender, receiver) = stream.split();
+        let Err((mut sender, mut receiver)) = self.flights.session(peer, offer, sender, receiver).await else {
+            return Ok(());
+        };
+        // Nobody pulls it here: what is stored is offered, and nothing will be added.
+        let ours = match self.store.find(&task) {
+            Some(blob) if matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete) => {
+                crate::pull::own_offer(&blob)
+            }
+            _ => Offer { task, geometry: None, have: None },
+        };
+        let serving = ours.have.is_some();
+        sender.send(&SessionFrame::Offer(ours)).await?;
+        if serving {
+            sender.send(&SessionFrame::Finished).await?;
+        }
+        sender.finish();
+        while let Ok(frame) = tokio::time::timeout(SESSION_IDLE, receiver.receive::<SessionFrame>()).await {
+            if frame?.is_none_or(|frame| frame == SessionFrame::Finished) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn piece(
+        self: Arc<Self>,
+        peer: NodeId,
+        task: TaskId,
+        piece: PieceIndex,
+        mut stream: Stream,
+    ) -> Result<(), NetError> {
+        let Some(_slot) = self.slot(peer, task).await else {
+            stream.send(&PieceReply::Busy).await?;
+            stream.finish();
+            return Ok(());
+        };
+        let held = match self.store.find(&task) {
+            Some(blob) => {
+                blob.piece(piece).await.map_err(|error| tracing::debug!(%task, %error, "a piece is not served")).ok()
+            }
+            None => None,
+        };
+        let Some((proof, bytes)) = held else {
+            stream.send(&PieceReply::NotHeld).await?;
+            stream.finish();
+            return Ok(());
+        };
+        let length = bytes.len() as u32;
+        stream.send(&PieceReply::Piece { proof, length }).await?;
+        stream.send_bytes(bytes).await?;
+        stream.finish();
+        self.metrics.peer_sent_bytes.inc_by(u64::from(length));
+        self.flights.uploaded(&task, piece);
+        Ok(())
+    }
+
+    /// Waits for a turn; `None` is "busy".
+    async fn slot(self: &Arc<Self>, peer: NodeId, task: TaskId) -> Option<Slot> {
+        let (ticket, turn) = self.desk(|desk| {
+            if desk.shares.len() >= SHARES_MAX {
+                desk.shares.clear();
+            }
+            let given = desk.shares.get(&(task, peer)).copied().unwrap_or(0);
+            let (ticket, turn) = match desk.uploads.request(task, peer, given) {
+                // Who is turned away has got nothing, and is no less in need.
+                Admission::Busy => return None,
+                Admission::Serve(ticket) => (ticket, None),
+                Admission::Queued(ticket) => {
+                    let (turn, wait) = oneshot::channel();
+                    desk.waiting.insert(ticket, turn);
+                    (ticket, Some(wait))
+                }
+            };
+            desk.shares.insert((task, peer), given.saturating_add(1));
+            Some((ticket, turn))
+        })?;
+        let slot = Slot { uploader: self.clone(), ticket };
+        if let Some(turn) = turn {
+            turn.await.ok()?;
+        }
+        Some(slot)
+    }
+
+    fn desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {
+        act(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl std::fmt::Debug for Uploader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uploader").field("active", &self.desk(|desk| desk.uploads.active())).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,55 @@
+//! The events that gossip carries to every member: who has what, and who has it no longer.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::json;
+
+use crate::stage::{MIB, Plan, Stage, admin};
+use crate::wait;
+use crate::wire;
+
+/// What one agent knows of others: quarters per blob and address where it is served.
+type Holdings = BTreeMap<String, BTreeMap<SocketAddr, u8>>;
+
+/// In quarters: all of it.
+const WHOLE: u8 = 4;
+
+/// Rows 11 and 13: a member that did not ask for a blob hears that another has it, and that it has thrown it out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_hear_who_has_a_blob_and_who_has_it_no_longer() {
+    // Room for one of the two layers at a time.
+    let overrides = |_| json!({"cache": {"max_size": "24MiB"}});
+    let layers = vec![14 * MIB, 15 * MIB];
+    let mut stage = Stage::start(Plan { agents: 3, layers, overrides, ..Plan::default() }).await;
+    // The home of both is a third node, so that what the observer knows it knows from gossip.
+    stage.make_home(2).await;
+    let holder = stage.agent(0).addresses().peer;
+    let layers: Vec<_> = stage.image.layers().iter().map(|blob| blob.digest()).collect();
+
+    for (now, before) in [(0, None), (1, Some(0))] {
+        let path = stage.blob_path(&layers[now]);
+        let length = stage.image.layers()[now].length();
+        assert_eq!(wire::get(&stage.through(0), &path, &[]).await.whole().await.len() as u64, length);
+        wait::until("the observer hears who has the blob", async || {
+            let known = holdings(&stage).await;
+            known.get(&layers[now].to_string()).and_then(|holders| holders.get(&holder)) == Some(&WHOLE)
+        })
+        .await;
+        if let Some(before) = before {
+            let gone: usize = before;
+            wait::until("the observer hears that the other was thrown out", async || {
+                let known = holdings(&stage).await;
+                known.get(&layers[gone].to_string()).is_none_or(|holders| !holders.contains_key(&holder))
+            })
+            .await;
+        }
+    }
+    stage.stop().await;
+}
+
+/// What the second agent knows from gossip.
+async fn holdings(stage: &Stage) -> Holdings {
+    let (_, json) = admin(stage.agent(1), "/api/v1/holdings").await.unwrap_or_default();
+    serde_json::from_str(&json).unwrap_or_default()
+}

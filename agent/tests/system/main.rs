@@ -1,0 +1,26 @@
+//! The agent as a whole: real `darter agent` processes on loopback addresses, a registry that counts what it sends, and
+//! clients that check every byte.
+//!
+//! One binary for all themes, since linking is what takes long. The clusters of different tests have nothing in common,
+//! but they share the machine: [`stage`] lets one test at a time have a cluster, so that what one does with the
+//! processors is not what another measures. Nothing here sleeps: [`wait`] asks for a condition until a deadline.
+//!
+//! Not here: real container runtimes and network namespaces, which need root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod stage;
+mod wait;
+mod wire;
+
+mod alone;
+mod cold;
+mod corrupt;
+mod events;
+mod front;
+mod health;
+mod input;
+mod kill;
+mod private;
+mod restart;
+mod tracker;

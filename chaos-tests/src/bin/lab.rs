@@ -1,0 +1,35 @@
+//! `lab [--darter FILE] [FILTER]`: the lab as a program. `cargo xtask lab` builds what it needs and calls it.
+//!
+//! `lab origin ADDRESS LAYOUT` is for the lab itself, which runs its counting registry that way inside a namespace.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use chaos_tests::lab::origin;
+use chaos_tests::lab::runner::{Plan, run};
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, address, layout] = args.as_slice()
+        && command == "origin"
+    {
+        origin::serve(address.parse()?, Path::new(layout)).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut filter = String::new();
+    // Cargo puts all binaries of a profile next to each other.
+    let mut darter: PathBuf = std::env::current_exe()?.with_file_name("darter");
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--darter" => darter = args.next().context("--darter wants a file")?.into(),
+            flag if flag.starts_with('-') => bail!("unknown flag {flag}; usage: lab [--darter FILE] [FILTER]"),
+            _ => filter = arg,
+        }
+    }
+    let darter = std::path::absolute(darter)?;
+    let skips_fail = std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1");
+    run(&Plan { filter: &filter, darter: &darter, skips_fail }).await
+}

@@ -1,0 +1,55 @@
+//! What the lab tries, in the order in which it is run: the lab itself first, then real clients, then trouble.
+
+mod credentials;
+mod cut_off;
+mod direct;
+mod killed;
+mod leases;
+mod pulls;
+mod restart;
+mod stage;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use anyhow::Result;
+
+use super::world::World;
+
+/// What a case found, in figures, for the line that reports it.
+pub type Found<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
+
+/// One thing that the lab tries.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Name, which a filter is matched against.
+    pub name: &'static str,
+    /// Programs beyond those that every case needs.
+    pub tools: &'static [&'static str],
+    /// Whether it needs the agent's binary.
+    pub agent: bool,
+    /// Runs it in a world of its own.
+    pub run: for<'a> fn(&'a mut World) -> Found<'a>,
+}
+
+/// Programs that every case needs.
+pub const TOOLS: [&str; 9] = ["ip", "nsenter", "unshare", "nft", "tc", "curl", "docker-registry", "skopeo", "busybox"];
+
+const DOCKER: &[&str] = &["docker", "dockerd", "containerd", "runc"];
+const CONTAINERD: &[&str] = &["containerd", "ctr", "runc"];
+const BOTH: &[&str] = &["docker", "dockerd", "containerd", "ctr", "runc"];
+
+/// All cases.
+pub const CASES: &[Case] = &[
+    Case { name: "direct", tools: BOTH, agent: false, run: |world| Box::pin(direct::direct(world)) },
+    Case { name: "docker", tools: DOCKER, agent: true, run: |world| Box::pin(pulls::docker(world)) },
+    Case { name: "containerd", tools: CONTAINERD, agent: true, run: |world| Box::pin(pulls::containerd(world)) },
+    Case { name: "skopeo", tools: &[], agent: true, run: |world| Box::pin(pulls::skopeo(world)) },
+    Case { name: "warm", tools: &[], agent: true, run: |world| Box::pin(pulls::warm(world)) },
+    Case { name: "credentials", tools: &[], agent: true, run: |world| Box::pin(credentials::credentials(world)) },
+    Case { name: "peer-killed", tools: &[], agent: true, run: |world| Box::pin(killed::peer_killed(world)) },
+    Case { name: "cut-off-before", tools: &[], agent: true, run: |world| Box::pin(cut_off::before(world)) },
+    Case { name: "cut-off-during", tools: &[], agent: true, run: |world| Box::pin(cut_off::during(world)) },
+    Case { name: "leases", tools: &[], agent: true, run: |world| Box::pin(leases::leases(world)) },
+    Case { name: "restart", tools: &[], agent: true, run: |world| Box::pin(restart::restart(world)) },
+];

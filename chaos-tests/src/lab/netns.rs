@@ -1,0 +1,159 @@
+//! Hosts as network namespaces, joined by a bridge that lives in a namespace too.
+//!
+//! Nothing is made in the machine's own namespace, so any number of labs may use the same addresses at once.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::command::{Run, wait_for};
+
+/// Every lab's network. Only visible inside its namespaces.
+const SUBNET: [u8; 3] = [10, 77, 0];
+
+/// Hosts per switch: the last byte of the address, without network and broadcast.
+const HOSTS_MAX: u8 = 254;
+
+/// How long killed processes may take to be gone, and with them their mounts.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where iproute2 keeps named namespaces.
+const NAMESPACES: &str = "/run/netns";
+
+/// A switch and the hosts plugged into it.
+#[derive(Debug)]
+pub struct Network {
+    prefix: String,
+    hosts: u8,
+}
+
+/// One host: a namespace with `lo` and `eth0`.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Short name, unique in its network.
+    pub name: String,
+    /// Address on the switch.
+    pub address: Ipv4Addr,
+    namespace: String,
+}
+
+impl Network {
+    /// Makes the switch. All names begin with `prefix`.
+    pub async fn new(prefix: &str) -> Result<Self> {
+        let switch = format!("{prefix}-switch");
+        ip(&["netns", "add", &switch]).await?;
+        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]).await?;
+        ip(&["-n", &switch, "link", "set", "br0", "up"]).await?;
+        Ok(Self { prefix: prefix.to_owned(), hosts: 0 })
+    }
+
+    /// Plugs in another host; the first is `.1`, the next `.2`.
+    pub async fn host(&mut self, name: &str) -> Result<Host> {
+        self.hosts = self.hosts.checked_add(1).filter(|n| *n <= HOSTS_MAX).context("too many hosts")?;
+        let address = Ipv4Addr::new(SUBNET[0], SUBNET[1], SUBNET[2], self.hosts);
+        let (namespace, switch) = (format!("{}-{name}", self.prefix), format!("{}-switch", self.prefix));
+        let port = format!("p{}", self.hosts);
+        ip(&["netns", "add", &namespace]).await?;
+        let pair =
+            ["link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port, "netns", &switch];
+        ip(&pair).await?;
+        ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]).await?;
+        ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]).await?;
+        ip(&["-n", &namespace, "link", "set", "lo", "up"]).await?;
+        ip(&["-n", &namespace, "link", "set", "eth0", "up"]).await?;
+        Ok(Host { name: name.to_owned(), address, namespace })
+    }
+}
+
+impl Host {
+    /// A program inside this host's network, and outside in every other respect. `nsenter` rather than `ip netns
+    /// exec`, which mounts another /sys and so hides the cgroups from container runtimes.
+    #[must_use]
+    pub fn run(&self, program: &str) -> Run {
+        Run::new("nsenter").arg(format!("--net={NAMESPACES}/{}", self.namespace)).arg(program)
+    }
+
+    /// Like [`Host::run`], with mounts of its own and /etc/docker replaced by an empty directory whose `certs.d` trusts
+    /// `ca` for `registry`: all docker daemons of a machine share that directory otherwise.
+    #[must_use]
+    pub fn run_trusting(&self, registry: &str, ca: &Path, program: &str) -> Run {
+        const PREPARE: &str = r#"set -e
+mkdir -p /etc/docker
+mount -t tmpfs -o mode=755,size=1m tmpfs /etc/docker
+mkdir -p "/etc/docker/certs.d/$1"
+cp "$2" "/etc/docker/certs.d/$1/ca.crt"
+shift 2
+exec "$@""#;
+        let isolated = self.run("unshare").args(["--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh"]);
+        isolated.arg(registry).arg(ca).arg(program)
+    }
+
+    /// Drops everything that arrives for or leaves towards these ports, UDP and TCP, on the wire; loopback is spared.
+    pub async fn cut_off(&self, ports: &[u16]) -> Result<()> {
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let chain = |hook: &str, device: &str| {
+            format!(
+                "chain {hook} {{\n type filter hook {hook} priority 0\n {device} lo accept\n \
+                 meta l4proto {{ tcp, udp }} th dport {{ {ports} }} drop\n \
+                 meta l4proto {{ tcp, udp }} th sport {{ {ports} }} drop\n }}\n"
+            )
+        };
+        let rules = format!("table inet cut {{\n{}{}}}\n", chain("input", "iif"), chain("output", "oif"));
+        self.run("nft").arg(rules).output().await.map(drop)
+    }
+
+    /// Limits what leaves this host to `megabits` per second, so that a pull lasts long enough to be disturbed.
+    pub async fn limit_egress(&self, megabits: u32) -> Result<()> {
+        let rate = format!("{megabits}mbit");
+        let args = ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "256kb", "latency"];
+        self.run("tc").args(args).arg("50ms").output().await.map(drop)
+    }
+
+    /// Lifts the limit.
+    pub async fn unlimit_egress(&self) -> Result<()> {
+        self.run("tc").args(["qdisc", "del", "dev", "eth0", "root"]).output().await.map(drop)
+    }
+}
+
+/// Kills whatever still runs in the namespaces whose names begin with `prefix`, and removes them.
+///
+/// Goes on after an error, so that one stubborn namespace does not leave the others behind; returns the last one.
+pub async fn remove_all(prefix: &str) -> Result<()> {
+    let mut result = Ok(());
+    for namespace in existing(prefix) {
+        if let Err(error) = remove(&namespace).await {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+/// Names of the namespaces that begin with `prefix`.
+#[must_use]
+pub fn existing(prefix: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(NAMESPACES) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
+}
+
+async fn remove(namespace: &str) -> Result<()> {
+    // Again and again: a container's shim may start something while its daemon is being killed.
+    let emptied = || async {
+        let pids = ip(&["netns", "pids", namespace]).await.unwrap_or_default();
+        for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
+            // It may have ended between the listing and now, which is what is wanted.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        pids.trim().is_empty()
+    };
+    let killed = wait_for(&format!("the processes of {namespace} to end"), KILL_DEADLINE, emptied).await;
+    ip(&["netns", "del", namespace]).await?;
+    killed
+}
+
+async fn ip(args: &[&str]) -> Result<String> {
+    Run::new("ip").args(args).output().await
+}

@@ -1,0 +1,172 @@
+//! The home of a task: an ordinary agent that knows who wants it and who has it, and sees to it that every piece leaves
+//! the registry once.
+//!
+//! - [`lease`] keeps which member may fetch which run of pieces from the registry.
+//! - [`swarm`] keeps the members of one task: what they hold, whom they know, who is blamed.
+//!
+//! All of it is soft state: whoever loses his home goes to the next in rank and says what he holds. Time comes in as an
+//! argument, randomness as a seed.
+
+pub mod lease;
+pub mod swarm;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use darter_tracker::{
+    ClientErrorRequest, Geometry, NodeId, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse,
+    ReportPieceRequest, ReportPieceResponse, ServiceDownRequest, TaskId, TrackerError,
+};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use self::swarm::Swarm;
+
+/// Tasks that one home keeps; at the bound the one unused longest is forgotten (its members register again). 4096
+/// tasks of a thousand members are some 600 MB in the worst case, of fifty members 30 MB.
+pub const TASKS_MAX: usize = 4096;
+
+/// A task nobody has mentioned for this long is forgotten; what holders have is still in everybody's `holdings`.
+pub const TASK_IDLE: Duration = Duration::from_secs(3600);
+
+/// The tasks that this member is home for.
+#[derive(Debug)]
+pub struct Home {
+    me: NodeId,
+    cluster_size: usize,
+    tasks: BTreeMap<TaskId, Swarm>,
+    next_lease: u64,
+    rng: StdRng,
+}
+
+impl Home {
+    /// A home without tasks. `seed` feeds the choice of neighbours.
+    #[must_use]
+    pub fn new(me: NodeId, seed: u64) -> Self {
+        // Lease ids start at a random place, so that those of a home's former life are not taken for its own.
+        Self {
+            me,
+            cluster_size: 1,
+            tasks: BTreeMap::new(),
+            next_lease: seed & (u64::MAX >> 1),
+            rng: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    /// How many live members the cluster has, this one included: alone, a node fetches a blob in one request.
+    pub fn set_cluster_size(&mut self, members: usize) {
+        self.cluster_size = members.max(1);
+    }
+
+    /// Answers a Register.
+    ///
+    /// # Errors
+    /// [`TrackerError::Refused`] if the caller's length contradicts what is known, [`TrackerError::Overloaded`] at the
+    /// bound on members of a task. Nothing changed then.
+    pub fn register(
+        &mut self,
+        from: NodeId,
+        request: RegisterRequest,
+        now: Instant,
+    ) -> Result<RegisterResponse, TrackerError> {
+        if !self.tasks.contains_key(&request.task) {
+            self.make_room(now);
+        }
+        let swarm = self.tasks.entry(request.task).or_insert_with(|| Swarm::new(request.task, now));
+        swarm.register(from, request, now, &mut self.rng)
+    }
+
+    /// Answers a PullPiece.
+    ///
+    /// # Errors
+    /// [`TrackerError::NotRegistered`] if the caller is not a member of the task.
+    pub fn pull_piece(
+        &mut self,
+        from: NodeId,
+        request: &PullPieceRequest,
+        now: Instant,
+    ) -> Result<PullPieceResponse, TrackerError> {
+        let swarm = self.tasks.get_mut(&request.task).ok_or(TrackerError::NotRegistered { task: request.task })?;
+        swarm.pull_piece(from, request, now, self.cluster_size, &mut self.next_lease, &mut self.rng)
+    }
+
+    /// Answers a ReportPiece.
+    ///
+    /// # Errors
+    /// [`TrackerError::NotRegistered`] if the caller is not a member of the task.
+    pub fn report_piece(
+        &mut self,
+        from: NodeId,
+        request: &ReportPieceRequest,
+        now: Instant,
+    ) -> Result<ReportPieceResponse, TrackerError> {
+        let swarm = self.tasks.get_mut(&request.task).ok_or(TrackerError::NotRegistered { task: request.task })?;
+        swarm.report_piece(from, request, now)
+    }
+
+    /// Takes a member out of a task; unknown ones are no error, since the call may be repeated.
+    pub fn service_down(&mut self, from: NodeId, request: ServiceDownRequest) {
+        if let Some(swarm) = self.tasks.get_mut(&request.task) {
+            swarm.remove(from);
+        }
+    }
+
+    /// Notes that `from` was failed by another member.
+    ///
+    /// # Errors
+    /// [`TrackerError::NotRegistered`] if the caller is not a member of the task.
+    pub fn report_error(
+        &mut self,
+        from: NodeId,
+        request: &ClientErrorRequest,
+        now: Instant,
+    ) -> Result<(), TrackerError> {
+        let swarm = self.tasks.get_mut(&request.task).ok_or(TrackerError::NotRegistered { task: request.task })?;
+        swarm.report_error(from, request, now)
+    }
+
+    /// Takes a member that left the cluster out of everything; its leases are free at once.
+    pub fn member_down(&mut self, node: NodeId) {
+        for swarm in self.tasks.values_mut() {
+            swarm.remove(node);
+        }
+    }
+
+    /// Adds what gossip knows: `node` holds all of `task`. It is how a new home learns of an image pulled long ago.
+    pub fn learn_holder(&mut self, task: TaskId, geometry: Geometry, node: NodeId, now: Instant) {
+        if node == self.me {
+            return;
+        }
+        if !self.tasks.contains_key(&task) {
+            self.make_room(now);
+        }
+        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_holder(geometry, node, now);
+    }
+
+    /// Whether this member keeps state for `task`.
+    #[must_use]
+    pub fn knows(&self, task: &TaskId) -> bool {
+        self.tasks.contains_key(task)
+    }
+
+    /// How many tasks are kept.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        self.tasks.retain(|_, swarm| now.saturating_duration_since(swarm.last_used()) < TASK_IDLE);
+        while self.tasks.len() >= TASKS_MAX {
+            let Some(oldest) = self.tasks.iter().min_by_key(|(_, swarm)| swarm.last_used()).map(|(task, _)| *task)
+            else {
+                return;
+            };
+            self.tasks.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "home/tests.rs"]
+mod tests;

@@ -1,0 +1,125 @@
+//! Origin leases of one task: which member may fetch which run of pieces from the registry, each piece once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use darter_tracker::{Bitmap, Geometry, Lease, LeaseId, NodeId, PieceIndex, PieceRange};
+
+/// A lease lapses after this long without progress: the registry is slow or the fetcher is gone. Fetchers renew while
+/// bytes come, so a slow registry does not cost the lease.
+pub const LAPSE: Duration = Duration::from_secs(2);
+
+/// Fetchers at a time in a cluster of [`LARGE_CLUSTER`] members or more.
+pub const FETCHERS_LARGE: usize = 8;
+
+/// Fetchers at a time in a smaller cluster: more would cut the blob into runs too short for their requests.
+pub const FETCHERS_SMALL: usize = 4;
+
+/// From how many members on a cluster counts as large.
+pub const LARGE_CLUSTER: usize = 32;
+
+/// The longest run: 16 MiB leave a joiner something to fetch and keep the order near the readers.
+pub const RUN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Registry requests that a blob may cost beside one per [`RUN_BYTES_MAX`].
+pub const REQUESTS_BASE: u64 = 8;
+
+/// The runs that are being fetched.
+#[derive(Debug, Default)]
+pub struct Leases {
+    held: BTreeMap<LeaseId, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    to: NodeId,
+    /// Pieces of the run that were not reported yet.
+    open: Bitmap,
+    progress: Instant,
+}
+
+impl Leases {
+    /// Frees the leases that made no progress for [`LAPSE`].
+    pub fn expire(&mut self, now: Instant) {
+        self.held.retain(|_, held| now.saturating_duration_since(held.progress) < LAPSE);
+    }
+
+    /// Whether somebody is fetching `piece`.
+    #[must_use]
+    pub fn covers(&self, piece: PieceIndex) -> bool {
+        self.held.values().any(|held| held.open.contains(piece))
+    }
+
+    /// How many members are fetching.
+    #[must_use]
+    pub fn fetchers(&self) -> usize {
+        // A member has one lease at a time, except while it answers an urgent need.
+        self.held.len()
+    }
+
+    /// Whether `node` has a lease.
+    #[must_use]
+    pub fn has(&self, node: NodeId) -> bool {
+        self.held.values().any(|held| held.to == node)
+    }
+
+    /// Gives `pieces` to `node`.
+    pub fn grant(&mut self, id: LeaseId, node: NodeId, pieces: PieceRange, total: u32, now: Instant) -> Lease {
+        let mut open = Bitmap::new(total);
+        for piece in pieces.iter() {
+            open.insert(piece);
+        }
+        self.held.insert(id, Held { to: node, open, progress: now });
+        Lease { id, pieces, lapse: LAPSE }
+    }
+
+    /// Notes progress of `node`'s lease; `None` if it is over.
+    pub fn renew(&mut self, id: LeaseId, node: NodeId, now: Instant) -> Option<()> {
+        let held = self.held.get_mut(&id).filter(|held| held.to == node)?;
+        held.progress = now;
+        Some(())
+    }
+
+    /// Notes that a piece arrived somewhere; a lease whose pieces have all arrived is over.
+    pub fn landed(&mut self, piece: PieceIndex) {
+        for held in self.held.values_mut() {
+            held.open.remove(piece);
+        }
+        self.held.retain(|_, held| !held.open.is_empty());
+    }
+
+    /// Takes a lease back from `node`.
+    pub fn release(&mut self, id: LeaseId, node: NodeId) {
+        if self.held.get(&id).is_some_and(|held| held.to == node) {
+            self.held.remove(&id);
+        }
+    }
+
+    /// Takes every lease of `node` back.
+    pub fn release_all(&mut self, node: NodeId) {
+        self.held.retain(|_, held| held.to != node);
+    }
+}
+
+/// How many members may fetch at a time in a cluster of this size.
+#[must_use]
+pub fn fetchers_max(cluster_size: usize) -> usize {
+    if cluster_size < LARGE_CLUSTER { FETCHERS_SMALL } else { FETCHERS_LARGE }
+}
+
+/// How many pieces the next run shall have when `free` pieces are neither held nor leased.
+///
+/// Long runs first, shorter ones towards the end, so that the fetchers finish together; never so short that the blob
+/// costs the registry more than [`REQUESTS_BASE`] + size / 16 MiB requests. Alone in the cluster, everything at once.
+#[must_use]
+pub fn run_length(geometry: &Geometry, free: u32, cluster_size: usize) -> u32 {
+    if cluster_size <= 1 {
+        return geometry.pieces();
+    }
+    let requests = REQUESTS_BASE + geometry.length() / RUN_BYTES_MAX;
+    let shortest = u64::from(geometry.pieces()).div_ceil(requests);
+    let longest = (RUN_BYTES_MAX / u64::from(geometry.piece_size().bytes())).max(1);
+    let shares = 2 * fetchers_max(cluster_size) as u64;
+    // Bounded by the piece count, which is a u32.
+    u64::from(free).div_ceil(shares).min(longest).max(shortest) as u32
+}

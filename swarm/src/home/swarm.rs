@@ -1,0 +1,405 @@
+//! The members of one task as its home sees them, and what it tells each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use darter_tracker::{
+    Bitmap, ClientErrorRequest, ErrorKind, Geometry, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange, PieceSource,
+    PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse,
+    TaskId, TrackerError,
+};
+use rand::Rng;
+use rand::RngExt as _;
+use rand::seq::SliceRandom as _;
+
+use super::lease::{Leases, fetchers_max, run_length};
+
+/// Neighbours that a downloader is introduced to. More do not make it faster; fewer leave poorly connected nodes, which
+/// are the whole tail (simulated with 16 and 32 at 1000 nodes).
+pub const DEGREE: usize = 16;
+
+/// Members of one task that a home keeps; a cluster is smaller.
+pub const MEMBERS_MAX: usize = 16_384;
+
+/// Members whose possession is gossiped to everybody, so that the task outlives its home (D4).
+pub const ADVERTISERS: usize = 3;
+
+/// Sources named in one answer.
+const SOURCES_MAX: usize = 32;
+
+/// How long a member that failed somebody is not named to him again.
+pub const BLAME_DECAY: Duration = Duration::from_secs(30);
+
+/// Distinct complainants after which a member is named to nobody, for [`BLAME_DECAY`]. One member's word is not enough.
+pub const BLAME_QUORUM: usize = 2;
+
+/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
+/// second at most.
+const RETRY_BASE: Duration = Duration::from_millis(100);
+const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
+
+/// One task.
+#[derive(Debug)]
+pub struct Swarm {
+    task: TaskId,
+    geometry: Option<Geometry>,
+    members: BTreeMap<NodeId, MemberState>,
+    /// Holders per piece.
+    holders: Vec<u32>,
+    leases: Leases,
+    advertisers: BTreeSet<NodeId>,
+    last_used: Instant,
+}
+
+#[derive(Debug, Default)]
+struct MemberState {
+    /// What it holds; `None` is nothing, also while the cut is unknown.
+    have: Option<Bitmap>,
+    neighbours: BTreeSet<NodeId>,
+    /// Who was failed by this member, and when.
+    blamed_by: BTreeMap<NodeId, Instant>,
+}
+
+impl Swarm {
+    /// A task that nobody takes part in yet.
+    #[must_use]
+    pub fn new(task: TaskId, now: Instant) -> Self {
+        Self {
+            task,
+            geometry: None,
+            members: BTreeMap::new(),
+            holders: Vec::new(),
+            leases: Leases::default(),
+            advertisers: BTreeSet::new(),
+            last_used: now,
+        }
+    }
+
+    /// When a member last said something about the task.
+    #[must_use]
+    pub fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    pub(super) fn register(
+        &mut self,
+        from: NodeId,
+        request: RegisterRequest,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Result<RegisterResponse, TrackerError> {
+        self.agree(request.geometry)?;
+        self.last_used = now;
+        if !self.members.contains_key(&from) && self.members.len() >= MEMBERS_MAX {
+            return Err(TrackerError::Overloaded);
+        }
+        // A member that registers again has started anew: nothing of what it held or leased before counts.
+        self.forget_pieces(from);
+        self.leases.release_all(from);
+        self.members.entry(from).or_default().blamed_by.clear();
+        self.merge(from, request.have.as_ref());
+        Ok(RegisterResponse {
+            task: self.task,
+            geometry: self.geometry,
+            neighbours: self.introduce(from, rng),
+            advertise: self.nominate(from),
+        })
+    }
+
+    pub(super) fn pull_piece(
+        &mut self,
+        from: NodeId,
+        request: &PullPieceRequest,
+        now: Instant,
+        cluster_size: usize,
+        next_lease: &mut u64,
+        rng: &mut impl Rng,
+    ) -> Result<PullPieceResponse, TrackerError> {
+        let Some(geometry) = self.geometry.filter(|_| self.members.contains_key(&from)) else {
+            return Err(TrackerError::NotRegistered { task: self.task });
+        };
+        self.last_used = now;
+        self.leases.expire(now);
+        self.merge(from, request.have.as_ref());
+        if self.members[&from].have.as_ref().is_some_and(Bitmap::is_full) {
+            return Ok(PullPieceResponse::Finish { geometry });
+        }
+        let distrusted = self.distrusted(from, now);
+        let sources = self.sources(from, request, &distrusted, rng);
+        let urgent_served =
+            request.urgent.is_none_or(|piece| sources.iter().any(|source| source.pieces.contains(piece)));
+        if !sources.is_empty() && urgent_served {
+            return Ok(PullPieceResponse::Pieces(sources));
+        }
+        if request.can_fetch
+            && let Some(pieces) = self.next_run(from, request, &distrusted, cluster_size)
+        {
+            *next_lease += 1;
+            return Ok(PullPieceResponse::Lease(self.leases.grant(
+                LeaseId(*next_lease),
+                from,
+                pieces,
+                geometry.pieces(),
+                now,
+            )));
+        }
+        if !sources.is_empty() {
+            return Ok(PullPieceResponse::Pieces(sources));
+        }
+        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, rng) })
+    }
+
+    pub(super) fn report_piece(
+        &mut self,
+        from: NodeId,
+        request: &ReportPieceRequest,
+        now: Instant,
+    ) -> Result<ReportPieceResponse, TrackerError> {
+        let Some(geometry) = self.geometry.filter(|_| self.members.contains_key(&from)) else {
+            return Err(TrackerError::NotRegistered { task: self.task });
+        };
+        self.last_used = now;
+        self.leases.expire(now);
+        let held = request.lease.map(|lease| self.leases.renew(lease, from, now).is_some());
+        for piece in request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece)) {
+            self.hold(from, piece);
+        }
+        let lease = match (request.lease, held) {
+            (Some(lease), Some(true)) if request.release => {
+                self.leases.release(lease, from);
+                LeaseState::Over
+            }
+            (Some(lease), Some(true)) if self.leases.renew(lease, from, now).is_some() => LeaseState::Held,
+            (Some(_), _) => LeaseState::Over,
+            (None, _) => LeaseState::None,
+        };
+        Ok(ReportPieceResponse { lease, advertise: self.nominate(from) })
+    }
+
+    pub(super) fn report_error(
+        &mut self,
+        from: NodeId,
+        request: &ClientErrorRequest,
+        now: Instant,
+    ) -> Result<(), TrackerError> {
+        if !self.members.contains_key(&from) {
+            return Err(TrackerError::NotRegistered { task: self.task });
+        }
+        self.last_used = now;
+        if request.kind == ErrorKind::NotFound && !request.pieces.is_empty() {
+            // A piece that rotted is no reason to avoid a holder of all the others. It says so itself when it has it again.
+            self.withdraw(request.peer, &request.pieces);
+        } else if request.peer != from
+            && let Some(peer) = self.members.get_mut(&request.peer)
+        {
+            peer.blamed_by.retain(|_, at| now.saturating_duration_since(*at) < BLAME_DECAY);
+            peer.blamed_by.insert(from, now);
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self, node: NodeId, pieces: &[PieceRange]) {
+        let Some(have) = self.members.get_mut(&node).and_then(|member| member.have.as_mut()) else { return };
+        let total = have.pieces();
+        for piece in pieces.iter().flat_map(|run| run.iter().take_while(|piece| piece.0 < total)) {
+            if have.remove(piece) {
+                self.holders[piece.0 as usize] -= 1;
+            }
+        }
+    }
+
+    pub(super) fn learn_holder(&mut self, geometry: Geometry, node: NodeId, now: Instant) {
+        if self.agree(Some(geometry)).is_err() || self.members.len() >= MEMBERS_MAX {
+            return;
+        }
+        self.last_used = now;
+        self.members.entry(node).or_default();
+        self.advertisers.insert(node);
+        let full = Bitmap::full(self.geometry.map_or(0, |geometry| geometry.pieces()));
+        self.merge(node, Some(&full));
+    }
+
+    pub(super) fn remove(&mut self, node: NodeId) {
+        if !self.members.contains_key(&node) {
+            return;
+        }
+        self.forget_pieces(node);
+        self.leases.release_all(node);
+        self.advertisers.remove(&node);
+        self.members.remove(&node);
+        for member in self.members.values_mut() {
+            member.neighbours.remove(&node);
+            member.blamed_by.remove(&node);
+        }
+        if self.members.is_empty() {
+            // A length that nobody could fetch by was wrong, and shall not keep those out who know better.
+            self.geometry = None;
+            self.holders.clear();
+        }
+    }
+
+    /// Takes over the caller's cut if none is known. Piece sizes may differ, then the home's is binding.
+    fn agree(&mut self, offered: Option<Geometry>) -> Result<(), TrackerError> {
+        match (self.geometry, offered) {
+            (Some(known), Some(offered)) if known.length() != offered.length() => Err(TrackerError::Refused {
+                reason: format!("{} has {} bytes, not {}", self.task, known.length(), offered.length()),
+            }),
+            (None, Some(offered)) => {
+                self.geometry = Some(offered);
+                self.holders = vec![0; offered.pieces() as usize];
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn merge(&mut self, node: NodeId, have: Option<&Bitmap>) {
+        // A bitmap of another cut says nothing about these pieces.
+        let Some(have) = have.filter(|have| have.pieces() as usize == self.holders.len()) else { return };
+        let known = self.members.get(&node).and_then(|member| member.have.as_ref());
+        let news: Vec<PieceIndex> =
+            have.iter().filter(|piece| known.is_none_or(|known| !known.contains(*piece))).collect();
+        for piece in news {
+            self.hold(node, piece);
+        }
+    }
+
+    fn hold(&mut self, node: NodeId, piece: PieceIndex) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let have = member.have.get_or_insert_with(|| Bitmap::new(self.holders.len() as u32));
+        if have.insert(piece) {
+            self.holders[piece.0 as usize] += 1;
+            self.leases.landed(piece);
+        }
+    }
+
+    fn forget_pieces(&mut self, node: NodeId) {
+        let Some(have) = self.members.get_mut(&node).and_then(|member| member.have.take()) else { return };
+        for piece in have.iter() {
+            self.holders[piece.0 as usize] -= 1;
+        }
+    }
+
+    /// The members that `asker` is not sent to: himself, and who failed him or several. They are few, so whether a piece
+    /// can be had is what is left of its holders without them, and nobody goes through a thousand members per piece.
+    fn distrusted(&self, asker: NodeId, now: Instant) -> BTreeSet<NodeId> {
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < BLAME_DECAY;
+        let failed = |member: &MemberState| {
+            member.blamed_by.get(&asker).is_some_and(fresh)
+                || member.blamed_by.values().filter(|at| fresh(at)).count() >= BLAME_QUORUM
+        };
+        let failing = self.members.iter().filter(|(_, member)| !member.blamed_by.is_empty() && failed(member));
+        failing.map(|(node, _)| *node).chain([asker]).collect()
+    }
+
+    /// How many members hold `piece` and are not in `distrusted`.
+    fn reachable(&self, piece: PieceIndex, distrusted: &BTreeSet<NodeId>) -> usize {
+        match self.holders[piece.0 as usize] as usize {
+            0 => 0,
+            holders => holders - distrusted.iter().filter(|node| self.holds(**node, piece)).count(),
+        }
+    }
+
+    /// Members that hold what `from` lacks, one per run, drawn at random so that load spreads.
+    fn sources(
+        &self,
+        from: NodeId,
+        request: &PullPieceRequest,
+        distrusted: &BTreeSet<NodeId>,
+        rng: &mut impl Rng,
+    ) -> Vec<PieceSource> {
+        let wanted = request.urgent.into_iter().map(|first| PieceRange { first, count: 1 });
+        let lacking = request.lacking.iter().copied().take(PullPieceRequest::LACKING_MAX);
+        let mut sources: Vec<PieceSource> = Vec::new();
+        let pieces = self.holders.len() as u32;
+        for piece in wanted.chain(lacking).flat_map(|run| run.iter().take_while(|piece| piece.0 < pieces)) {
+            let reachable = self.reachable(piece, distrusted);
+            if reachable == 0 || self.holds(from, piece) {
+                continue;
+            }
+            if let Some(last) = sources.last_mut()
+                && last.pieces.end() == piece.0
+                && self.holds(last.node, piece)
+            {
+                last.pieces.count += 1;
+                continue;
+            }
+            if sources.len() >= SOURCES_MAX {
+                break;
+            }
+            let holds = |member: &MemberState| member.have.as_ref().is_some_and(|have| have.contains(piece));
+            let holders = self.members.iter().filter(|(node, member)| holds(member) && !distrusted.contains(*node));
+            if let Some((node, _)) = holders.take(reachable).nth(rng.random_range(0..reachable)) {
+                sources.push(PieceSource { node: *node, pieces: PieceRange { first: piece, count: 1 } });
+            }
+        }
+        sources
+    }
+
+    fn holds(&self, node: NodeId, piece: PieceIndex) -> bool {
+        self.members.get(&node).and_then(|member| member.have.as_ref()).is_some_and(|have| have.contains(piece))
+    }
+
+    /// The run that `from` may fetch, if it is its turn.
+    fn next_run(
+        &self,
+        from: NodeId,
+        request: &PullPieceRequest,
+        distrusted: &BTreeSet<NodeId>,
+        cluster_size: usize,
+    ) -> Option<PieceRange> {
+        let geometry = self.geometry?;
+        let free = |piece: PieceIndex| {
+            geometry.contains(piece)
+                && !self.holds(from, piece)
+                && !self.leases.covers(piece)
+                && self.reachable(piece, distrusted) == 0
+        };
+        if let Some(piece) = request.urgent.filter(|piece| free(*piece)) {
+            return Some(PieceRange { first: piece, count: 1 });
+        }
+        if self.leases.has(from) || self.leases.fetchers() >= fetchers_max(cluster_size) {
+            return None;
+        }
+        let open: Vec<PieceIndex> = (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece)).collect();
+        let length = run_length(&geometry, open.len() as u32, cluster_size);
+        let first = PieceRange::gather(open).into_iter().next()?;
+        Some(PieceRange { first: first.first, count: first.count.min(length) })
+    }
+
+    /// Fills `from`'s neighbourhood up to [`DEGREE`] with the members that know the fewest others.
+    fn introduce(&mut self, from: NodeId, rng: &mut impl Rng) -> Vec<NodeId> {
+        let Some(known) = self.members.get(&from).map(|member| member.neighbours.clone()) else { return Vec::new() };
+        let wanted = DEGREE.saturating_sub(known.len());
+        if wanted > 0 {
+            let mut candidates: Vec<(usize, NodeId)> = self
+                .members
+                .iter()
+                .filter(|(node, _)| **node != from && !known.contains(node))
+                .map(|(node, member)| (member.neighbours.len(), *node))
+                .collect();
+            candidates.shuffle(rng);
+            candidates.sort_by_key(|(degree, _)| *degree);
+            for (_, node) in candidates.into_iter().take(wanted) {
+                for (one, other) in [(from, node), (node, from)] {
+                    if let Some(member) = self.members.get_mut(&one) {
+                        member.neighbours.insert(other);
+                    }
+                }
+            }
+        }
+        // Everybody the asker knows of is named again: it may have lost one, and names are cheap.
+        self.members.get(&from).map(|member| member.neighbours.iter().copied().collect()).unwrap_or_default()
+    }
+
+    fn nominate(&mut self, node: NodeId) -> bool {
+        if self.advertisers.len() < ADVERTISERS {
+            self.advertisers.insert(node);
+        }
+        self.advertisers.contains(&node)
+    }
+
+    fn retry_after(&self) -> Duration {
+        RETRY_BASE.max(RETRY_PER_MEMBER * self.members.len() as u32)
+    }
+}

@@ -1,0 +1,290 @@
+// A simulation needs some instant to start at; from there its own clock moves it.
+#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use darter_tracker::{Bitmap, Digest, ErrorKind, Lease, LeaseState, PieceIndex, PieceRange, PieceSize};
+
+fn node(byte: u8) -> NodeId {
+    NodeId::from_bytes([byte; 16])
+}
+
+fn task() -> TaskId {
+    TaskId::blob(Digest::Sha256([7; 32]))
+}
+
+/// 64 MiB in 256 pieces.
+fn geometry() -> Geometry {
+    Geometry::new(64 << 20, PieceSize::new(256 << 10).unwrap()).unwrap()
+}
+
+struct Rig {
+    home: Home,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(cluster: usize) -> Self {
+        let mut home = Home::new(node(0), 1);
+        home.set_cluster_size(cluster);
+        Self { home, now: Instant::now() }
+    }
+
+    fn register(&mut self, byte: u8) -> RegisterResponse {
+        let request = RegisterRequest { task: task(), geometry: Some(geometry()), have: None };
+        self.home.register(node(byte), request, self.now).unwrap()
+    }
+
+    fn pull(&mut self, byte: u8, urgent: Option<u32>, can_fetch: bool) -> PullPieceResponse {
+        let request = PullPieceRequest {
+            task: task(),
+            have: None,
+            lacking: vec![PieceRange { first: PieceIndex(0), count: 256 }],
+            urgent: urgent.map(PieceIndex),
+            can_fetch,
+        };
+        self.home.pull_piece(node(byte), &request, self.now).unwrap()
+    }
+
+    fn lease(&mut self, byte: u8) -> Lease {
+        match self.pull(byte, None, true) {
+            PullPieceResponse::Lease(lease) => lease,
+            other => panic!("expected a lease, got {other:?}"),
+        }
+    }
+
+    fn report(&mut self, byte: u8, lease: Option<Lease>, first: u32, count: u32) -> ReportPieceResponse {
+        let pieces = vec![PieceRange { first: PieceIndex(first), count }];
+        let request = ReportPieceRequest { task: task(), lease: lease.map(|lease| lease.id), pieces, release: false };
+        self.home.report_piece(node(byte), &request, self.now).unwrap()
+    }
+}
+
+#[test]
+fn every_piece_is_leased_once_in_few_requests() {
+    let mut rig = Rig::new(4);
+    for byte in 1..=4 {
+        rig.register(byte);
+    }
+    let mut fetched = Bitmap::new(256);
+    let mut requests = 0;
+    while !fetched.is_full() {
+        for byte in 1..=4 {
+            if let PullPieceResponse::Lease(lease) = rig.pull(byte, None, true) {
+                requests += 1;
+                for piece in lease.pieces.iter() {
+                    assert!(fetched.insert(piece), "{piece:?} was leased twice");
+                }
+                rig.report(byte, Some(lease), lease.pieces.first.0, lease.pieces.count);
+            }
+            if fetched.is_full() {
+                break;
+            }
+            // Others may not be sent to the registry for what is held; forget the holders to go on leasing.
+            let lacking = PullPieceRequest { task: task(), have: None, lacking: vec![], urgent: None, can_fetch: true };
+            if let PullPieceResponse::Lease(lease) = rig.home.pull_piece(node(byte), &lacking, rig.now).unwrap() {
+                requests += 1;
+                for piece in lease.pieces.iter() {
+                    assert!(fetched.insert(piece), "{piece:?} was leased twice");
+                }
+                rig.report(byte, Some(lease), lease.pieces.first.0, lease.pieces.count);
+            }
+        }
+    }
+    assert!(requests <= 8 + 4, "{requests} requests for 64 MiB");
+}
+
+#[test]
+fn alone_a_node_fetches_everything_at_once() {
+    let mut rig = Rig::new(1);
+    rig.register(1);
+    assert_eq!(rig.lease(1).pieces, PieceRange { first: PieceIndex(0), count: 256 });
+}
+
+#[test]
+fn a_lease_lapses_without_progress_and_goes_to_another() {
+    let mut rig = Rig::new(2);
+    rig.register(1);
+    rig.register(2);
+    let first = rig.lease(1);
+    let second = rig.lease(2);
+    assert!(!first.pieces.contains(second.pieces.first));
+    rig.report(1, Some(first), 0, 3);
+    rig.now += lease::LAPSE - Duration::from_millis(1);
+    assert_eq!(rig.report(2, Some(second), second.pieces.first.0, 1).lease, LeaseState::Held);
+    rig.now += Duration::from_millis(1);
+    // The first three pieces arrived; the rest of the first run is free again, from piece 3 on.
+    assert_eq!(rig.report(1, Some(first), 3, 1).lease, LeaseState::Over, "it lapsed");
+    let mut again = PullPieceRequest { task: task(), have: None, lacking: vec![], urgent: None, can_fetch: true };
+    again.lacking.clear();
+    match rig.home.pull_piece(node(1), &again, rig.now).unwrap() {
+        PullPieceResponse::Lease(lease) => assert_eq!(lease.pieces.first, PieceIndex(4)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn holders_are_named_before_the_registry() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    rig.register(2);
+    let lease = rig.lease(1);
+    assert!(matches!(rig.pull(2, Some(0), false), PullPieceResponse::Wait { .. }), "the lease makes progress");
+    rig.report(1, Some(lease), 0, 2);
+    match rig.pull(2, Some(0), true) {
+        PullPieceResponse::Pieces(sources) => {
+            assert_eq!(sources[0].node, node(1));
+            assert_eq!(sources[0].pieces, PieceRange { first: PieceIndex(0), count: 1 });
+        }
+        other => panic!("{other:?}"),
+    }
+    // Node 2 cannot reach node 1: it gets an urgent lease, while node 3 is still sent to node 1.
+    let complaint = ClientErrorRequest { task: task(), peer: node(1), pieces: vec![], kind: ErrorKind::Unreachable };
+    rig.home.report_error(node(2), &complaint, rig.now).unwrap();
+    match rig.pull(2, Some(0), true) {
+        PullPieceResponse::Lease(lease) => assert_eq!(lease.pieces, PieceRange { first: PieceIndex(0), count: 1 }),
+        other => panic!("{other:?}"),
+    }
+    rig.register(3);
+    assert!(matches!(rig.pull(3, Some(0), true), PullPieceResponse::Pieces(_)));
+}
+
+#[test]
+fn who_leaves_is_named_no_more_and_frees_his_lease() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    let lease = rig.lease(1);
+    rig.report(1, Some(lease), 0, 1);
+    assert_eq!(rig.register(2).neighbours, vec![node(1)]);
+    rig.home.service_down(node(1), ServiceDownRequest { task: task() });
+    assert_eq!(rig.register(3).neighbours, vec![node(2)]);
+    assert_eq!(rig.lease(2).pieces.first, PieceIndex(0), "what only the leaver held is fetched again");
+}
+
+#[test]
+fn another_length_is_refused() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    let other = Geometry::new(65 << 20, PieceSize::new(256 << 10).unwrap()).unwrap();
+    let request = RegisterRequest { task: task(), geometry: Some(other), have: None };
+    assert!(matches!(rig.home.register(node(2), request, rig.now), Err(TrackerError::Refused { .. })));
+    // The home's piece size is binding, whatever the caller's.
+    let coarse = Geometry::new(64 << 20, PieceSize::new(4 << 20).unwrap()).unwrap();
+    let request = RegisterRequest { task: task(), geometry: Some(coarse), have: Some(Bitmap::full(16)) };
+    assert_eq!(rig.home.register(node(2), request, rig.now).unwrap().geometry, Some(geometry()));
+}
+
+#[test]
+fn neighbourhoods_are_even() {
+    let mut rig = Rig::new(200);
+    for byte in 1..=200 {
+        rig.register(byte);
+    }
+    let degrees: Vec<usize> = (1..=200).map(|byte| rig.register(byte).neighbours.len()).collect();
+    assert!(degrees.iter().all(|degree| (swarm::DEGREE..=3 * swarm::DEGREE).contains(degree)), "{degrees:?}");
+}
+
+#[test]
+fn a_new_home_learns_holders_from_gossip() {
+    let mut rig = Rig::new(3);
+    rig.home.learn_holder(task(), geometry(), node(9), rig.now);
+    let request = RegisterRequest { task: task(), geometry: None, have: None };
+    let response = rig.home.register(node(1), request, rig.now).unwrap();
+    assert_eq!(response.geometry, Some(geometry()), "nobody needs to ask the registry for the length");
+    assert_eq!(response.neighbours, vec![node(9)]);
+    assert!(matches!(rig.pull(1, None, true), PullPieceResponse::Pieces(_)), "and nothing is fetched");
+}
+
+#[test]
+fn tasks_are_bounded() {
+    let mut rig = Rig::new(2);
+    for n in 0..=TASKS_MAX as u32 {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&n.to_le_bytes());
+        let request = RegisterRequest { task: TaskId::blob(Digest::Sha256(digest)), geometry: None, have: None };
+        rig.now += Duration::from_millis(1);
+        rig.home.register(node(1), request, rig.now).unwrap();
+    }
+    assert_eq!(rig.home.tasks(), TASKS_MAX);
+}
+
+#[test]
+fn who_does_not_have_what_it_is_named_for_sends_nobody_in_circles() {
+    let mut rig = Rig::new(3);
+    rig.home.learn_holder(task(), geometry(), node(9), rig.now);
+    rig.register(1);
+    assert!(matches!(rig.pull(1, Some(0), true), PullPieceResponse::Pieces(_)));
+    let kind = ErrorKind::NotFound;
+    let complaint = ClientErrorRequest { task: task(), peer: node(9), pieces: vec![], kind };
+    rig.home.report_error(node(1), &complaint, rig.now).unwrap();
+    assert_eq!(rig.lease(1).pieces.first, PieceIndex(0));
+}
+
+#[test]
+fn a_length_is_forgotten_with_the_last_who_claimed_it() {
+    let mut rig = Rig::new(3);
+    let wrong = Geometry::new(65 << 20, PieceSize::new(256 << 10).unwrap()).unwrap();
+    let request = RegisterRequest { task: task(), geometry: Some(wrong), have: None };
+    rig.home.register(node(2), request, rig.now).unwrap();
+    rig.home.service_down(node(2), ServiceDownRequest { task: task() });
+    assert_eq!(rig.register(1).geometry, Some(geometry()));
+    assert_eq!(rig.lease(1).pieces.first, PieceIndex(0));
+}
+
+/// A thousand members and 4096 pieces: what a home does for one call must not grow with their product, or it answers
+/// nobody in time. The work is counted in virtual calls per real second, with a wide margin for a slow machine.
+#[test]
+fn a_home_of_a_thousand_answers_in_time() {
+    let geometry = Geometry::new(4096 << 20, PieceSize::new(1 << 20).unwrap()).unwrap();
+    let mut home = Home::new(node(0), 1);
+    home.set_cluster_size(1000);
+    let now = Instant::now();
+    let member = |n: u32| {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&(n + 1).to_be_bytes());
+        NodeId::from_bytes(bytes)
+    };
+    for n in 0..1000 {
+        // The last holds everything, and the asker cannot reach it.
+        let have = (n == 999).then(|| Bitmap::full(4096));
+        let request = RegisterRequest { task: task(), geometry: Some(geometry), have };
+        home.register(member(n), request, now).unwrap();
+    }
+    let kind = ErrorKind::Unreachable;
+    let complaint = ClientErrorRequest { task: task(), peer: member(999), pieces: vec![], kind };
+    home.report_error(member(0), &complaint, now).unwrap();
+    let request = PullPieceRequest {
+        task: task(),
+        have: Some(Bitmap::new(4096)),
+        lacking: vec![PieceRange { first: PieceIndex(0), count: 4096 }],
+        urgent: None,
+        can_fetch: true,
+    };
+    let begun = Instant::now();
+    for _ in 0..20 {
+        home.pull_piece(member(0), &request, now).unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for 20 calls", begun.elapsed());
+}
+
+fn urgent(rig: &mut Rig, piece: u32) -> Lease {
+    match rig.pull(1, Some(piece), true) {
+        PullPieceResponse::Lease(lease) => lease,
+        other => panic!("expected a lease, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_rotten_piece_does_not_make_its_holder_an_outcast() {
+    let mut rig = Rig::new(3);
+    rig.home.learn_holder(task(), geometry(), node(9), rig.now);
+    rig.register(1);
+    let piece = PieceRange { first: PieceIndex(7), count: 1 };
+    let complaint = ClientErrorRequest { task: task(), peer: node(9), pieces: vec![piece], kind: ErrorKind::NotFound };
+    rig.home.report_error(node(1), &complaint, rig.now).unwrap();
+    assert_eq!(urgent(&mut rig, 7).pieces, piece, "that one piece comes from the registry");
+    match rig.pull(1, None, true) {
+        PullPieceResponse::Pieces(sources) => assert!(sources.iter().all(|source| source.node == node(9))),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,504 @@
+//! The downloader of one task: what to ask of whom, and when to stop waiting.
+//!
+//! Owned by one loop that feeds it events and executes the [`Action`]s it gives:
+//!
+//! ```text
+//! loop { event -> task.handle_*(.., now); while let Some(action) = task.poll_action() { execute }; sleep until task.poll_timeout() }
+//! ```
+//!
+//! - [`action`] lists what it may ask for;
+//! - [`link`] keeps in touch with the task's home;
+//! - [`neighbour`] is what it knows of one peer, [`pick`] which piece to ask it for;
+//! - [`origin`] paces the runs that this node fetches from the registry;
+//! - [`fallback`] is the one place that decides that a reader has waited long enough (D11).
+//!
+//! Not here: bytes. A piece is reported after the shell has checked and stored it.
+
+pub mod action;
+pub mod fallback;
+pub mod link;
+pub mod neighbour;
+pub mod origin;
+pub mod pick;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use darter_tracker::{
+    Bitmap, ClientErrorRequest, ErrorKind, Geometry, LeaseState, NodeId, PieceIndex, PieceRange, PieceSource,
+    PullPieceResponse, RegisterResponse, ReportPieceResponse, TaskId, TrackerError,
+};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+pub use self::action::{Action, Fallback, OriginFailure, ReaderId, RunId};
+use self::link::Link;
+use self::neighbour::Neighbour;
+use self::origin::Origin;
+
+/// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
+/// cost a thousand per GiB and neighbour, and availability that is 10 ms old does no harm.
+const HAVE_BATCH: Duration = Duration::from_millis(10);
+
+/// A wake-up that comes this much too late means that this node is starved of CPU, so nobody else's silence is judged
+/// for [`GRACE`].
+const LATE: Duration = Duration::from_millis(50);
+
+/// How long others are given the benefit of the doubt after this node was late itself.
+const GRACE: Duration = Duration::from_millis(150);
+
+/// The shortest sleep, so that no mistake in a deadline becomes a busy loop.
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
+/// The downloader of one task.
+#[derive(Debug)]
+pub struct Task {
+    id: TaskId,
+    geometry: Geometry,
+    have: Bitmap,
+    neighbours: BTreeMap<NodeId, Neighbour>,
+    /// Neighbours that offer a piece, per piece.
+    availability: Vec<u32>,
+    link: Link,
+    origin: Origin,
+    readers: BTreeMap<ReaderId, Waiting>,
+    /// Arrived, and not told to the neighbours yet, since when.
+    untold: Vec<PieceIndex>,
+    untold_since: Option<Instant>,
+    grace_until: Option<Instant>,
+    expected_wake: Option<Instant>,
+    actions: VecDeque<Action>,
+    rng: StdRng,
+}
+
+/// What a client of this node waits for.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    piece: PieceIndex,
+    since: Instant,
+}
+
+impl Task {
+    /// A downloader that holds `have` of the blob. `homes` are the members to ask, best first, the last of them this
+    /// node itself, since a node that reaches nobody is its own home. Where there are none, nobody is asked and
+    /// everything comes from the registry. `seed` feeds the tie-breaks.
+    #[must_use]
+    pub fn new(id: TaskId, geometry: Geometry, have: Bitmap, homes: Vec<NodeId>, seed: u64, now: Instant) -> Self {
+        let mut task = Self {
+            id,
+            geometry,
+            availability: vec![0; geometry.pieces() as usize],
+            have,
+            neighbours: BTreeMap::new(),
+            link: Link::new(homes, now),
+            origin: Origin::default(),
+            readers: BTreeMap::new(),
+            untold: Vec::new(),
+            untold_since: None,
+            grace_until: None,
+            expected_wake: None,
+            actions: VecDeque::new(),
+            rng: StdRng::seed_from_u64(seed),
+        };
+        task.advance(now);
+        task
+    }
+
+    /// What is held, verified and stored.
+    #[must_use]
+    pub fn have(&self) -> &Bitmap {
+        &self.have
+    }
+
+    /// The cut of the blob.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The member that is asked at present.
+    #[must_use]
+    pub fn home(&self) -> Option<NodeId> {
+        self.link.home()
+    }
+
+    /// Whether every piece is held.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.have.is_full()
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] if nothing happens before.
+    pub fn poll_timeout(&mut self, now: Instant) -> Instant {
+        let wake = self.next_deadline(now).max(now + TIMEOUT_MIN);
+        self.expected_wake = Some(wake);
+        wake
+    }
+
+    // === inputs: the home ===
+
+    /// The members to ask have changed. The present home is kept while it is among them. From none on, everything comes
+    /// from the registry.
+    pub fn handle_homes(&mut self, homes: Vec<NodeId>, now: Instant) {
+        self.link.set_order(homes, now);
+        self.advance(now);
+    }
+
+    /// The home answered a Register.
+    pub fn handle_registered(&mut self, home: NodeId, response: &RegisterResponse, now: Instant) {
+        if self.link.registered(home, now) {
+            self.meet(&response.neighbours, now);
+        }
+        self.advance(now);
+    }
+
+    /// The home answered a PullPiece.
+    pub fn handle_pulled(&mut self, home: NodeId, response: PullPieceResponse, now: Instant) {
+        let current = self.link.pulled(home, now);
+        match response {
+            // Nobody else will fetch it, so a lease counts even if another home is asked by now.
+            PullPieceResponse::Lease(lease) => {
+                let again = if let Some(pieces) = self.existing(lease.pieces) {
+                    let actions = self.origin.start(Some((home, lease.id)), pieces, now);
+                    self.actions.extend(actions);
+                    now
+                } else {
+                    now + link::PULL_INTERVAL_MAX
+                };
+                if current {
+                    self.link.pull_at(again);
+                }
+            }
+            // Anything else that a former home says is moot.
+            _ if !current => {}
+            PullPieceResponse::Pieces(sources) => {
+                self.meet_sources(&sources, now);
+                self.link.pull_at(now + link::PULL_INTERVAL);
+            }
+            PullPieceResponse::Wait { retry_after, neighbours } => {
+                self.meet(&neighbours, now);
+                self.link.pull_at(now + retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX));
+            }
+            PullPieceResponse::Finish { .. } => self.link.pull_at(now + link::PULL_INTERVAL_MAX),
+        }
+        self.advance(now);
+    }
+
+    /// The home answered a ReportPiece.
+    pub fn handle_reported(&mut self, home: NodeId, run: Option<RunId>, response: ReportPieceResponse, now: Instant) {
+        let current = self.link.reported(home, now);
+        if let Some(run) = run {
+            let stopped = self.origin.lease_state(run, response.lease);
+            self.actions.extend(stopped);
+            if current && response.lease == LeaseState::Over {
+                // Free for the next run.
+                self.link.pull_at(now);
+            }
+        }
+        self.advance(now);
+    }
+
+    /// A call to the home failed.
+    pub fn handle_home_failed(&mut self, home: NodeId, error: &TrackerError, now: Instant) {
+        self.link.failed(home, error, now);
+        self.advance(now);
+    }
+
+    // === inputs: neighbours ===
+
+    /// A neighbour is connected and holds `has`; also if it was not asked for, since either side may begin.
+    pub fn handle_neighbour_up(&mut self, peer: NodeId, has: Bitmap, now: Instant) {
+        if has.pieces() != self.geometry.pieces() {
+            return;
+        }
+        // Where both sides begin a session at the same moment there are two: what the first has told since the second
+        // one's offer was written down still holds.
+        if self.neighbours.get(&peer).is_some_and(|neighbour| !neighbour.is_up()) {
+            self.forget_offers(peer);
+        }
+        if self.know(peer, now) {
+            self.note_offers(peer, has.iter());
+            if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+                neighbour.up();
+            }
+        }
+        self.advance(now);
+    }
+
+    /// A neighbour has more pieces.
+    pub fn handle_have(&mut self, peer: NodeId, pieces: &[PieceRange], now: Instant) {
+        let existing: Vec<PieceRange> = pieces.iter().filter_map(|run| self.existing(*run)).collect();
+        self.note_offers(peer, existing.into_iter().flat_map(PieceRange::iter));
+        self.advance(now);
+    }
+
+    /// The session with a neighbour ended, or could not be begun. `serving` tells that it still gives what it offered.
+    pub fn handle_neighbour_gone(&mut self, peer: NodeId, serving: bool, now: Instant) {
+        if !serving {
+            self.forget_offers(peer);
+        }
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.gone(now);
+        }
+        self.advance(now);
+    }
+
+    /// A peer could not even be connected to: it is avoided for a while, and the home is told.
+    pub fn handle_unreachable(&mut self, peer: NodeId, now: Instant) {
+        self.forget_offers(peer);
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.lost(now);
+        }
+        self.blame(peer, Vec::new(), ErrorKind::Unreachable);
+        self.advance(now);
+    }
+
+    /// A peer that was named as a source, or a neighbour, does not know the task: the home is told, so that it names
+    /// somebody else or gives a lease.
+    pub fn handle_without_task(&mut self, peer: NodeId, now: Instant) {
+        self.forget_offers(peer);
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.lost(now);
+        }
+        self.blame(peer, Vec::new(), ErrorKind::NotFound);
+        self.advance(now);
+    }
+
+    // === inputs: pieces ===
+
+    /// A piece came from a peer and is stored.
+    pub fn handle_piece(&mut self, peer: NodeId, piece: PieceIndex, now: Instant) {
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.delivered(piece, now);
+        }
+        self.arrived(piece, now);
+        self.advance(now);
+    }
+
+    /// A peer did not give a piece. `kind` is `None` if it was merely busy.
+    pub fn handle_piece_failed(&mut self, peer: NodeId, piece: PieceIndex, kind: Option<ErrorKind>, now: Instant) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        // An answer to a request that was cancelled or has timed out says nothing new.
+        if !neighbour.fail(piece, kind, now, &mut self.rng) {
+            return;
+        }
+        if kind == Some(ErrorKind::NotFound) && neighbour.withdraw(piece) {
+            self.availability[piece.0 as usize] -= 1;
+        }
+        if kind == Some(ErrorKind::Mismatch) {
+            self.forget_offers(peer);
+        }
+        if let Some(kind) = kind {
+            self.blame(peer, vec![PieceRange { first: piece, count: 1 }], kind);
+        }
+        self.advance(now);
+    }
+
+    /// A piece of a run came from the registry and is stored.
+    pub fn handle_origin_piece(&mut self, run: RunId, piece: PieceIndex, now: Instant) {
+        self.origin.delivered(run, piece, now);
+        self.arrived(piece, now);
+        self.untold_since = Some(now - HAVE_BATCH);
+        self.advance(now);
+    }
+
+    /// Bytes of a run came, though no whole piece yet.
+    pub fn handle_origin_progress(&mut self, run: RunId, now: Instant) {
+        self.origin.progress(run, now);
+    }
+
+    /// A run ended before its last piece.
+    pub fn handle_origin_failed(&mut self, run: RunId, failure: OriginFailure, now: Instant) {
+        self.origin.failed(run, failure, now);
+        self.advance(now);
+    }
+
+    /// A client with other credentials has come: the registry may be asked again.
+    pub fn handle_origin_offered(&mut self, now: Instant) {
+        self.origin.offered();
+        self.advance(now);
+    }
+
+    /// Whether the registry has refused every client of this node.
+    #[must_use]
+    pub fn origin_refused(&self) -> bool {
+        self.origin.refused()
+    }
+
+    /// A piece was uploaded to a neighbour.
+    pub fn handle_uploaded(&mut self, piece: PieceIndex, now: Instant) {
+        self.origin.passed_on(piece);
+        self.advance(now);
+    }
+
+    // === inputs: readers and time ===
+
+    /// A client of this node waits for `piece`.
+    pub fn handle_reader(&mut self, reader: ReaderId, piece: PieceIndex, now: Instant) {
+        let waiting = self.readers.entry(reader).or_insert(Waiting { piece, since: now });
+        if waiting.piece != piece {
+            *waiting = Waiting { piece, since: now };
+        }
+        self.advance(now);
+    }
+
+    /// A client has what it wanted, or went away.
+    pub fn handle_reader_gone(&mut self, reader: ReaderId, now: Instant) {
+        self.readers.remove(&reader);
+        self.advance(now);
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
+            self.grace_until = Some(now + GRACE);
+        }
+        self.advance(now);
+    }
+
+    // === what follows from any input ===
+
+    fn arrived(&mut self, piece: PieceIndex, now: Instant) {
+        for (peer, neighbour) in &mut self.neighbours {
+            if neighbour.cancel(piece) {
+                self.actions.push_back(Action::Cancel { peer: *peer, piece });
+            }
+        }
+        let quarter = |count: u32| u64::from(count) * 4 / u64::from(self.geometry.pieces());
+        let before = quarter(self.have.count());
+        if self.have.insert(piece) {
+            self.untold.push(piece);
+            self.untold_since.get_or_insert(now);
+            self.link.unreported(piece);
+            if quarter(self.have.count()) != before {
+                self.link.report_soon();
+            }
+        }
+    }
+
+    /// Restores what must hold after every event: calls are out, slots are used, runs go on, nobody waits in vain.
+    fn advance(&mut self, now: Instant) {
+        if self.is_complete() {
+            self.origin.stop_all(&mut self.actions);
+        }
+        self.expire_requests(now);
+        self.tell_neighbours(now);
+        self.drive_fallback(now);
+        self.drive_requests(now);
+        self.drive_origin(now);
+        self.drive_link(now);
+    }
+
+    fn tell_neighbours(&mut self, now: Instant) {
+        let due = self.untold_since.is_some_and(|since| now.saturating_duration_since(since) >= HAVE_BATCH);
+        if due || self.is_complete() && !self.untold.is_empty() {
+            self.untold_since = None;
+            self.untold.sort_unstable();
+            let pieces = PieceRange::gather(self.untold.drain(..));
+            self.actions.push_back(Action::Have { pieces });
+        }
+    }
+
+    fn meet(&mut self, nodes: &[NodeId], now: Instant) {
+        for node in nodes {
+            if self.know(*node, now)
+                && let Some(neighbour) = self.neighbours.get_mut(node)
+                && neighbour.begin_connect(now)
+            {
+                self.actions.push_back(Action::Connect { peer: *node });
+            }
+        }
+    }
+
+    /// The home's word counts as an offer: if news of a piece was lost between neighbours it is asked for all the same,
+    /// and if the member does not have it, the home hears of that. Otherwise it would be named for ever.
+    fn meet_sources(&mut self, sources: &[PieceSource], now: Instant) {
+        for source in sources {
+            self.meet(&[source.node], now);
+            self.note_offers(source.node, self.existing(source.pieces).into_iter().flat_map(PieceRange::iter));
+        }
+    }
+
+    /// Makes sure that `peer` is among the neighbours; at the bound one of no use goes. False if none can.
+    fn know(&mut self, peer: NodeId, now: Instant) -> bool {
+        if !self.neighbours.contains_key(&peer) {
+            if self.neighbours.len() >= neighbour::NEIGHBOURS_MAX {
+                let expendable = self.neighbours.iter().find(|(_, neighbour)| neighbour.expendable(&self.have, now));
+                let Some(expendable) = expendable.map(|(peer, _)| *peer) else { return false };
+                self.forget_offers(expendable);
+                self.neighbours.remove(&expendable);
+            }
+            self.neighbours.insert(peer, Neighbour::new(self.geometry.pieces()));
+        }
+        true
+    }
+
+    /// The part of a run from the wire that this blob has.
+    fn existing(&self, run: PieceRange) -> Option<PieceRange> {
+        let count = run.end().min(self.geometry.pieces()).saturating_sub(run.first.0);
+        (count > 0).then_some(PieceRange { first: run.first, count })
+    }
+
+    fn note_offers(&mut self, peer: NodeId, pieces: impl Iterator<Item = PieceIndex>) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        for piece in pieces {
+            if neighbour.offer(piece) {
+                self.availability[piece.0 as usize] += 1;
+            }
+        }
+    }
+
+    fn forget_offers(&mut self, peer: NodeId) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        for piece in neighbour.withdraw_all() {
+            self.availability[piece.0 as usize] -= 1;
+        }
+    }
+
+    fn blame(&mut self, peer: NodeId, pieces: Vec<PieceRange>, kind: ErrorKind) {
+        // A home that cannot be reached cannot be told so. One that lacks what it offers must be: nobody else can take it
+        // off its own list of holders, and without that it would lend the piece to nobody.
+        let hears = |home: &NodeId| *home != peer || kind != ErrorKind::Unreachable;
+        if let Some(home) = self.link.registered_home().filter(hears) {
+            let request = ClientErrorRequest { task: self.id, peer, pieces, kind };
+            self.actions.push_back(Action::Blame { home, request });
+        }
+    }
+
+    /// Others are judged only by a node that is not late itself.
+    fn may_judge(&self, now: Instant) -> bool {
+        self.grace_until.is_none_or(|until| now >= until)
+    }
+
+    fn next_deadline(&self, now: Instant) -> Instant {
+        let far = now + Duration::from_secs(5);
+        if self.is_complete() && self.untold.is_empty() {
+            return far;
+        }
+        let told = self.untold_since.map(|since| since + HAVE_BATCH);
+        let requests = self.neighbours.values().flat_map(|neighbour| neighbour.deadlines(now));
+        let fallbacks = self.readers.values().flat_map(|waiting| fallback::deadlines(waiting.since, now));
+        [Some(far), told, self.grace_until.filter(|until| *until > now)]
+            .into_iter()
+            .flatten()
+            .chain(requests)
+            .chain(fallbacks)
+            .chain(self.link.deadlines(now))
+            .chain(self.origin.deadlines(now))
+            .min()
+            .unwrap_or(far)
+    }
+}
+
+#[cfg(test)]
+#[path = "task/tests.rs"]
+mod tests;
+
+#[cfg(test)]
+#[path = "task/faults.rs"]
+mod faults;

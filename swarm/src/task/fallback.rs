@@ -1,0 +1,138 @@
+//! The one place that decides that a reader has waited long enough (D11).
+//!
+//! Everything that waits on a peer has a budget; when it is spent, the registry serves the piece that the reader needs
+//! next, as an urgent lease from the home or, if no home answers, on this node's own decision. Waiting for a lease that
+//! makes progress is no stall: the home says so by answering Wait.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use darter_tracker::{PieceIndex, PieceRange};
+
+use super::link::SILENT_READER;
+use super::{Action, Fallback, Task, Waiting};
+
+/// A reader that waits this long for one piece has it asked for as urgent.
+pub const READER_BUDGET: Duration = Duration::from_millis(500);
+
+/// What is done for a reader now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It has the piece, or somebody is about to deliver it.
+    Nothing,
+    /// The peer that was asked is slow: ask a second one.
+    Hedge,
+    /// Nobody delivers, but a home answers: ask it for an urgent lease.
+    Urgent,
+    /// Nobody delivers and no home answers: go to the registry.
+    Alone,
+}
+
+/// When a reader that waits since `since` may need something else.
+pub(super) fn deadlines(since: Instant, now: Instant) -> impl Iterator<Item = Instant> {
+    [since + SILENT_READER, since + READER_BUDGET].into_iter().filter(move |at| *at > now)
+}
+
+impl Task {
+    /// What a reader needs that it does not get.
+    fn need(&self, waiting: &Waiting, now: Instant) -> Need {
+        let piece = waiting.piece;
+        let waited = now.saturating_duration_since(waiting.since);
+        if self.have.contains(piece) || self.origin.covers(piece) || !self.may_judge(now) {
+            return Need::Nothing;
+        }
+        let mut asked = self.neighbours.values().filter(|neighbour| neighbour.asked(piece)).peekable();
+        if asked.peek().is_some() {
+            return if asked.all(|neighbour| neighbour.slow(piece, now)) { Need::Hedge } else { Need::Nothing };
+        }
+        if waited >= SILENT_READER && self.link.silent(now) {
+            return Need::Alone;
+        }
+        if waited >= READER_BUDGET { Need::Urgent } else { Need::Nothing }
+    }
+
+    /// The piece to ask the home for as urgent.
+    pub(super) fn urgent(&self, now: Instant) -> Option<PieceIndex> {
+        self.waiting().iter().find(|waiting| self.need(waiting, now) == Need::Urgent).map(|waiting| waiting.piece)
+    }
+
+    /// What is waited for and not held, once however many readers do, as long as the first of them.
+    fn waiting(&self) -> Vec<Waiting> {
+        let mut first: BTreeMap<PieceIndex, Instant> = BTreeMap::new();
+        for waiting in self.readers.values().filter(|waiting| !self.have.contains(waiting.piece)) {
+            let since = first.entry(waiting.piece).or_insert(waiting.since);
+            *since = waiting.since.min(*since);
+        }
+        first.into_iter().map(|(piece, since)| Waiting { piece, since }).collect()
+    }
+
+    /// Does what readers need at once.
+    pub(super) fn drive_fallback(&mut self, now: Instant) {
+        if self.link.homeless() {
+            return self.fetch_all(now);
+        }
+        for waiting in self.waiting() {
+            match self.need(&waiting, now) {
+                Need::Nothing | Need::Urgent => {}
+                Need::Hedge if !self.hedge(waiting.piece, now) && self.link.silent(now) => {
+                    self.go_alone(waiting.piece, now)
+                }
+                Need::Hedge => {}
+                Need::Alone => self.go_alone(waiting.piece, now),
+            }
+        }
+    }
+
+    /// Asks a second neighbour for a piece; tells whether one could be asked.
+    fn hedge(&mut self, piece: PieceIndex, now: Instant) -> bool {
+        let other = self
+            .neighbours
+            .iter_mut()
+            .filter(|(_, neighbour)| neighbour.has(piece) && !neighbour.asked(piece) && neighbour.ready(now))
+            .min_by_key(|(_, neighbour)| neighbour.load());
+        let Some((peer, neighbour)) = other else { return false };
+        neighbour.ask(piece, self.geometry.piece_length(piece), now);
+        self.actions.push_back(Action::Request { peer: *peer, piece });
+        true
+    }
+
+    /// Begins a run without a lease at `piece`; it is read only while no home answers.
+    ///
+    /// While one home is merely late the run is a single piece, and each further one costs the reader its wait: a home
+    /// that freezes must not make every member fetch everything. Once it has been given up the run is what is left.
+    fn go_alone(&mut self, piece: PieceIndex, now: Instant) {
+        if !self.origin.may_ask(now) {
+            return;
+        }
+        let length = if self.link.given_up(now) { self.geometry.pieces() } else { 1 };
+        let count = (piece.0..self.geometry.pieces())
+            .map(PieceIndex)
+            .take(length as usize)
+            .take_while(|next| !self.have.contains(*next) && !self.coming(*next))
+            .count() as u32;
+        if count == 0 {
+            // A neighbour was asked and is slow: the registry is asked for this one piece as well.
+            return self.begin_alone(PieceRange { first: piece, count: 1 }, Fallback::PeersSlow, now);
+        }
+        self.begin_alone(PieceRange { first: piece, count }, Fallback::HomeSilent, now);
+    }
+
+    /// Without any home, what is missing is fetched run by run, from where a reader waits or from the first gap on.
+    fn fetch_all(&mut self, now: Instant) {
+        if !self.origin.idle() || !self.origin.may_ask(now) {
+            return;
+        }
+        let awaited = self.waiting().first().map(|waiting| waiting.piece);
+        let Some(first) = awaited.or_else(|| self.have.missing().next()) else { return };
+        let gap = (first.0..self.geometry.pieces()).take_while(|piece| !self.have.contains(PieceIndex(*piece)));
+        let pieces = PieceRange { first, count: gap.count() as u32 };
+        let actions = self.origin.start(None, pieces, now);
+        self.actions.extend(actions);
+    }
+
+    fn begin_alone(&mut self, pieces: PieceRange, why: Fallback, now: Instant) {
+        self.actions.push_back(Action::CountFallback(why));
+        let actions = self.origin.start(None, pieces, now);
+        self.actions.extend(actions);
+    }
+}

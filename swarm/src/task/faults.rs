@@ -1,0 +1,306 @@
+//! One downloader, fed by hand: what it does when homes, neighbours and registries misbehave.
+
+// A test needs some instant to start at; from there its own clock moves it.
+#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use darter_tracker::{Digest, Lease, LeaseId, LeaseState, PieceSize, PieceSource};
+
+const HOME: u8 = 9;
+const SPARE: u8 = 8;
+
+fn node(byte: u8) -> NodeId {
+    NodeId::from_bytes([byte; 16])
+}
+
+fn run_of(first: u32, count: u32) -> PieceRange {
+    PieceRange { first: PieceIndex(first), count }
+}
+
+struct Rig {
+    task: Task,
+    now: Instant,
+}
+
+impl Rig {
+    /// 64 pieces of 1 MiB, a reader at the first.
+    fn new(homes: &[u8]) -> Self {
+        let now = Instant::now();
+        let geometry = Geometry::new(64 << 20, PieceSize::new(1 << 20).unwrap()).unwrap();
+        let homes = homes.iter().map(|home| node(*home)).collect();
+        let id = TaskId::blob(Digest::Sha256([7; 32]));
+        let mut task = Task::new(id, geometry, Bitmap::new(64), homes, 1, now);
+        task.handle_reader(ReaderId(1), PieceIndex(0), now);
+        Self { task, now }
+    }
+
+    fn registered(&mut self, home: u8) {
+        let response =
+            RegisterResponse { task: self.task.id, geometry: None, neighbours: Vec::new(), advertise: false };
+        self.task.handle_registered(node(home), &response, self.now);
+    }
+
+    fn lease(&mut self, home: u8, id: u64, pieces: PieceRange) {
+        let lease = Lease { id: LeaseId(id), pieces, lapse: Duration::from_secs(2) };
+        self.task.handle_pulled(node(home), PullPieceResponse::Lease(lease), self.now);
+    }
+
+    fn named(&mut self, home: u8, peer: u8, pieces: PieceRange) {
+        let sources = vec![PieceSource { node: node(peer), pieces }];
+        self.task.handle_pulled(node(home), PullPieceResponse::Pieces(sources), self.now);
+    }
+
+    fn unreachable(&mut self, home: u8) {
+        let error = TrackerError::Unreachable { reason: "test".to_owned() };
+        self.task.handle_home_failed(node(home), &error, self.now);
+    }
+
+    fn reported(&mut self, home: u8, run: RunId, lease: LeaseState) {
+        let response = ReportPieceResponse { lease, advertise: false };
+        self.task.handle_reported(node(home), Some(run), response, self.now);
+    }
+
+    /// The client reads what is there and waits for the next piece.
+    fn read(&mut self) {
+        let next = self.task.have.prefix().min(63);
+        self.task.handle_reader(ReaderId(1), PieceIndex(next), self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = self.task.poll_timeout(self.now).min(end);
+            self.task.handle_timeout(self.now);
+        }
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.task.poll_action()).collect()
+    }
+
+    fn count(&mut self, is: impl Fn(&Action) -> bool) -> usize {
+        self.actions().iter().filter(|action| is(action)).count()
+    }
+}
+
+fn fetches(actions: &[Action]) -> Vec<(RunId, PieceRange)> {
+    let fetch = |action: &Action| match action {
+        Action::Fetch { run, pieces } => Some((*run, *pieces)),
+        _ => None,
+    };
+    actions.iter().filter_map(fetch).collect()
+}
+
+#[test]
+fn runs_of_a_former_home_do_not_keep_new_ones_out() {
+    let mut rig = Rig::new(&[HOME, SPARE, 1]);
+    rig.registered(HOME);
+    rig.lease(HOME, 1, run_of(0, 1));
+    rig.lease(HOME, 2, run_of(1, 1));
+    rig.unreachable(HOME);
+    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
+    rig.task.handle_origin_piece(RunId(2), PieceIndex(1), rig.now);
+    rig.actions();
+    rig.registered(SPARE);
+    let can_fetch = |action: &Action| matches!(action, Action::Pull { request, .. } if request.can_fetch);
+    assert_eq!(rig.count(can_fetch), 1, "both runs are over");
+}
+
+#[test]
+fn homes_that_refuse_are_not_asked_without_a_pause() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    let mut registers = 0;
+    for _ in 0..100 {
+        for action in rig.actions() {
+            let Action::Register { home, .. } = action else { continue };
+            registers += 1;
+            let error = TrackerError::Refused { reason: "another length".to_owned() };
+            rig.task.handle_home_failed(home, &error, rig.now);
+        }
+        rig.now += Duration::from_millis(1);
+        rig.task.handle_timeout(rig.now);
+    }
+    assert_eq!(registers, 2, "each was asked once");
+    rig.pass(link::PULL_INTERVAL_MAX);
+    assert_eq!(rig.count(|action| matches!(action, Action::Register { .. })), 1, "and again later");
+}
+
+#[test]
+fn a_lease_of_pieces_that_do_not_exist_is_cut_to_those_that_do() {
+    for (first, count, expected) in [(60, 10, Some(run_of(60, 4))), (64, 1, None), (3, 0, None), (u32::MAX, 9, None)] {
+        let mut rig = Rig::new(&[HOME, 1]);
+        rig.registered(HOME);
+        rig.actions();
+        rig.lease(HOME, 1, run_of(first, count));
+        let actions = rig.actions();
+        assert_eq!(fetches(&actions).first().map(|(_, pieces)| *pieces), expected);
+        let pulls = actions.iter().filter(|action| matches!(action, Action::Pull { .. })).count();
+        assert!(expected.is_some() || pulls == 0, "nonsense is not asked for again at once");
+    }
+}
+
+#[test]
+fn fetching_without_a_lease_ends_when_a_home_answers_although_a_reader_follows() {
+    let mut rig = Rig::new(&[HOME, SPARE, 1]);
+    let (run, pieces) = loop {
+        rig.pass(Duration::from_millis(100));
+        let begun = fetches(&rig.actions());
+        if let Some(rest) = begun.iter().find(|(_, pieces)| pieces.end() == 64) {
+            break *rest;
+        }
+        // While the homes are merely late it is a piece at a time.
+        for (run, pieces) in begun {
+            rig.task.handle_origin_piece(run, pieces.first, rig.now);
+            rig.read();
+        }
+    };
+    for piece in pieces.first.0..pieces.first.0 + 4 {
+        rig.now += Duration::from_millis(20);
+        rig.task.handle_origin_piece(run, PieceIndex(piece), rig.now);
+        rig.read();
+    }
+    let home = rig.task.home().unwrap();
+    rig.registered(home.as_bytes()[0]);
+    let mut fetched = 0;
+    for piece in pieces.first.0 + 4..64 {
+        if rig.actions().contains(&Action::Stop { run }) {
+            break;
+        }
+        fetched += 1;
+        rig.now += Duration::from_millis(20);
+        rig.task.handle_origin_piece(run, PieceIndex(piece), rig.now);
+        rig.read();
+    }
+    assert!(fetched <= 3, "{fetched} pieces more were fetched without a lease");
+}
+
+#[test]
+fn a_pause_between_two_runs_does_not_tighten_the_brake() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    rig.task.handle_neighbour_up(node(2), Bitmap::new(64), rig.now);
+    rig.lease(HOME, 1, run_of(0, 1));
+    rig.now += Duration::from_millis(5);
+    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
+    rig.reported(HOME, RunId(1), LeaseState::Over);
+    rig.pass(Duration::from_secs(60));
+    rig.actions();
+    rig.read();
+    // The neighbour takes nothing: the run goes on at the pace of the brake, two pieces each quarter of a second.
+    rig.lease(HOME, 2, run_of(10, 20));
+    let (mut next, mut credit, start) = (10, 0, rig.now);
+    while next < 30 {
+        credit += rig.count(|action| matches!(action, Action::ReadOn { run: RunId(2) }));
+        if credit > 0 {
+            (credit, rig.now) = (credit - 1, rig.now + Duration::from_millis(5));
+            rig.task.handle_origin_piece(RunId(2), PieceIndex(next), rig.now);
+            next += 1;
+        } else {
+            rig.now = rig.task.poll_timeout(rig.now);
+            rig.task.handle_timeout(rig.now);
+        }
+        assert!(rig.now - start < Duration::from_secs(6), "piece {next} after {:?}", rig.now - start);
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_not_connected_to_again_and_again() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    let connects = |action: &Action| matches!(action, Action::Connect { .. });
+    rig.named(HOME, 2, run_of(0, 1));
+    assert_eq!(rig.count(connects), 1);
+    rig.task.handle_unreachable(node(2), rig.now);
+    rig.named(HOME, 2, run_of(0, 1));
+    assert_eq!(rig.count(connects), 0, "it could not be reached a moment ago");
+    // Another has no session for us, though it serves.
+    for serving in [false, true] {
+        let peer = if serving { 3 } else { 4 };
+        rig.named(HOME, peer, run_of(0, 1));
+        assert_eq!(rig.count(connects), 1);
+        rig.task.handle_neighbour_up(node(peer), Bitmap::new(64), rig.now);
+        rig.task.handle_neighbour_gone(node(peer), serving, rig.now);
+        rig.named(HOME, peer, run_of(0, 1));
+        assert_eq!(rig.count(connects), 0, "its session has just ended");
+        rig.now += Duration::from_secs(3);
+        rig.named(HOME, peer, run_of(0, 1));
+        assert_eq!(rig.count(connects), 1, "it may have begun anew");
+    }
+}
+
+#[test]
+fn a_piece_that_a_home_names_is_asked_for_though_the_neighbour_has_not_offered_it() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    rig.task.handle_neighbour_up(node(2), Bitmap::new(64), rig.now);
+    rig.named(HOME, 2, run_of(0, 1));
+    let asked = Action::Request { peer: node(2), piece: PieceIndex(0) };
+    assert!(rig.actions().contains(&asked));
+    // It does not have it after all: the home is told, so that it names somebody else or the registry.
+    rig.task.handle_piece_failed(node(2), PieceIndex(0), Some(ErrorKind::NotFound), rig.now);
+    let blames = |action: &Action| matches!(action, Action::Blame { request, .. } if request.peer == node(2));
+    assert_eq!(rig.count(blames), 1);
+}
+
+#[test]
+fn neighbours_are_bounded_and_the_useless_make_room() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    for peer in 100..100 + 2 * neighbour::NEIGHBOURS_MAX as u8 {
+        rig.task.handle_neighbour_up(node(peer), Bitmap::new(64), rig.now);
+        rig.task.handle_neighbour_gone(node(peer), true, rig.now);
+    }
+    assert_eq!(rig.task.neighbours.len(), neighbour::NEIGHBOURS_MAX);
+    rig.named(HOME, 2, run_of(0, 1));
+    assert!(rig.actions().contains(&Action::Connect { peer: node(2) }));
+}
+
+#[test]
+fn a_second_session_does_not_take_back_what_the_first_has_told() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.task.handle_neighbour_up(node(2), Bitmap::new(64), rig.now);
+    rig.task.handle_have(node(2), &[run_of(5, 1)], rig.now);
+    // Both have begun one at the same time; what this offer holds was written down before the news above.
+    rig.task.handle_neighbour_up(node(2), Bitmap::new(64), rig.now);
+    assert!(rig.task.neighbours[&node(2)].has(PieceIndex(5)));
+}
+
+#[test]
+fn a_late_answer_of_a_former_home_does_not_hold_up_the_present_one() {
+    let mut rig = Rig::new(&[HOME, SPARE, 1]);
+    rig.registered(HOME);
+    rig.unreachable(HOME);
+    rig.registered(SPARE);
+    let pulls = |action: &Action| matches!(action, Action::Pull { home, .. } if *home == node(SPARE));
+    let wait = |retry_after| PullPieceResponse::Wait { retry_after, neighbours: Vec::new() };
+    rig.task.handle_pulled(node(SPARE), wait(link::PULL_INTERVAL), rig.now);
+    rig.task.handle_pulled(node(HOME), wait(link::PULL_INTERVAL_MAX), rig.now);
+    rig.actions();
+    rig.pass(link::PULL_INTERVAL + Duration::from_millis(1));
+    assert_eq!(rig.count(pulls), 1);
+}
+
+#[test]
+fn without_any_home_everything_comes_from_the_registry_at_once() {
+    let mut rig = Rig::new(&[]);
+    let mut begun = Vec::new();
+    for turn in 0..200 {
+        let actions = rig.actions();
+        assert!(!actions.iter().any(|action| matches!(action, Action::Register { .. } | Action::Connect { .. })));
+        begun.extend(fetches(&actions));
+        let Some((run, pieces)) = begun.last().copied() else { panic!("nothing is fetched") };
+        rig.now += Duration::from_millis(300);
+        match PieceRange::gather(rig.task.have.missing()).first().filter(|first| pieces.contains(first.first)) {
+            // The response breaks off once, where no reader waits for what is missing.
+            Some(_) if turn == 20 => {
+                rig.task.handle_reader(ReaderId(1), PieceIndex(0), rig.now);
+                rig.task.handle_origin_failed(run, OriginFailure::Transient, rig.now);
+            }
+            Some(next) => rig.task.handle_origin_piece(run, next.first, rig.now),
+            None => rig.task.handle_timeout(rig.now),
+        }
+    }
+    assert!(rig.task.is_complete(), "{:?}", rig.task.have);
+    assert_eq!(begun.len(), 2, "one response, and one more after it broke off");
+}

@@ -1,0 +1,227 @@
+//! What a downloader knows of one peer.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use darter_tracker::{Bitmap, ErrorKind, PieceIndex};
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+
+/// Bound on peers that a downloader deals with: the 16 of its own neighbourhood, as many that were introduced to it by
+/// others' neighbourhoods, and sources that the home named.
+pub const NEIGHBOURS_MAX: usize = 48;
+
+/// Pieces asked of one peer at a time: one on its way while the next waits in the sender's queue.
+pub const PIPELINE: usize = 2;
+
+/// A request is given up after this, plus what the piece takes at [`RATE_MIN`].
+const DEADLINE_BASE: Duration = Duration::from_secs(1);
+
+/// A peer slower than this (bytes per second) is not worth waiting for.
+const RATE_MIN: u64 = 1024 * 1024;
+
+/// A piece is asked of a second peer when it has taken this long, or three times what the peer usually takes.
+const HEDGE_MIN: Duration = Duration::from_millis(200);
+
+/// How long a busy peer is left alone, with as much jitter again.
+const BUSY_PAUSE: Duration = Duration::from_millis(15);
+
+/// How long a peer is left alone after its first failure; doubled with each, up to the maximum.
+const PAUSE_BASE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// After a session has ended, or could not be begun, none is begun with the same peer for this long: homes go on naming
+/// it, and one that has nothing to say ends each session at once.
+const RECONNECT: Duration = Duration::from_secs(2);
+
+/// One peer.
+#[derive(Debug)]
+pub struct Neighbour {
+    has: Bitmap,
+    /// Whether a session exists or is being made.
+    connected: bool,
+    /// Whether a session exists.
+    up: bool,
+    reconnect_at: Option<Instant>,
+    requests: BTreeMap<PieceIndex, Request>,
+    paused_until: Option<Instant>,
+    failures: u32,
+    latency: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    since: Instant,
+    deadline: Instant,
+}
+
+impl Neighbour {
+    pub(super) fn new(pieces: u32) -> Self {
+        Self {
+            has: Bitmap::new(pieces),
+            connected: false,
+            up: false,
+            reconnect_at: None,
+            requests: BTreeMap::new(),
+            paused_until: None,
+            failures: 0,
+            latency: HEDGE_MIN / 3,
+        }
+    }
+
+    /// Notes that a session is being made; tells whether one is needed. One that gives everything has no news.
+    pub(super) fn begin_connect(&mut self, now: Instant) -> bool {
+        let soon = self.paused(now) || self.reconnect_at.is_some_and(|at| now < at);
+        !soon && !self.has.is_full() && !std::mem::replace(&mut self.connected, true)
+    }
+
+    /// Whether a session exists.
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    pub(super) fn up(&mut self) {
+        (self.connected, self.up) = (true, true);
+    }
+
+    pub(super) fn gone(&mut self, now: Instant) {
+        (self.connected, self.up) = (false, false);
+        self.reconnect_at = Some(now + RECONNECT);
+    }
+
+    pub(super) fn lost(&mut self, now: Instant) {
+        self.gone(now);
+        self.failures += 1;
+        self.paused_until = Some(now + self.pause().max(RECONNECT));
+    }
+
+    /// Whether nothing is lost if another takes its place: no session, nothing asked for, nothing to give.
+    pub(super) fn expendable(&self, have: &Bitmap, now: Instant) -> bool {
+        let gives = !self.paused(now) && self.has.iter().any(|piece| !have.contains(piece));
+        !self.connected && self.requests.is_empty() && !gives
+    }
+
+    /// Whether it offers `piece`.
+    #[must_use]
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        self.has.contains(piece)
+    }
+
+    /// Whether it lacks something, so that a piece may be passed on to it.
+    #[must_use]
+    pub fn lacks(&self, piece: PieceIndex) -> bool {
+        self.connected && !self.has.contains(piece)
+    }
+
+    pub(super) fn offer(&mut self, piece: PieceIndex) -> bool {
+        self.has.insert(piece)
+    }
+
+    pub(super) fn withdraw(&mut self, piece: PieceIndex) -> bool {
+        self.has.remove(piece)
+    }
+
+    pub(super) fn withdraw_all(&mut self) -> Vec<PieceIndex> {
+        let pieces = self.has.iter().collect();
+        self.has = Bitmap::new(self.has.pieces());
+        pieces
+    }
+
+    /// Whether it may be asked for something at `now`.
+    #[must_use]
+    pub fn ready(&self, now: Instant) -> bool {
+        self.requests.len() < PIPELINE && !self.paused(now)
+    }
+
+    /// Whether it is left alone at `now`.
+    #[must_use]
+    pub fn paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+
+    /// How many pieces it is asked for, and how long it usually takes: the fewer and shorter, the better.
+    #[must_use]
+    pub fn load(&self) -> (usize, Duration) {
+        (self.requests.len(), self.latency)
+    }
+
+    /// How many pieces it is asked for.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether it is asked for `piece`.
+    #[must_use]
+    pub fn asked(&self, piece: PieceIndex) -> bool {
+        self.requests.contains_key(&piece)
+    }
+
+    /// The pieces it is asked for.
+    pub fn requested(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.requests.keys().copied()
+    }
+
+    /// Whether its answer for `piece` is overdue, so that another may be asked as well.
+    #[must_use]
+    pub fn slow(&self, piece: PieceIndex, now: Instant) -> bool {
+        self.requests.get(&piece).is_some_and(|request| now >= request.since + self.hedge_after())
+    }
+
+    pub(super) fn ask(&mut self, piece: PieceIndex, bytes: u32, now: Instant) {
+        let transfer = Duration::from_millis(u64::from(bytes) * 1000 / RATE_MIN);
+        self.requests.insert(piece, Request { since: now, deadline: now + DEADLINE_BASE + transfer });
+    }
+
+    pub(super) fn delivered(&mut self, piece: PieceIndex, now: Instant) {
+        self.failures = 0;
+        if let Some(request) = self.requests.remove(&piece) {
+            let took = now.saturating_duration_since(request.since);
+            self.latency = (self.latency * 7 + took) / 8;
+        }
+    }
+
+    pub(super) fn cancel(&mut self, piece: PieceIndex) -> bool {
+        self.requests.remove(&piece).is_some()
+    }
+
+    /// Notes that a request failed; tells whether it was still open.
+    pub(super) fn fail(&mut self, piece: PieceIndex, kind: Option<ErrorKind>, now: Instant, rng: &mut StdRng) -> bool {
+        if self.requests.remove(&piece).is_none() {
+            return false;
+        }
+        let pause = match kind {
+            None => BUSY_PAUSE + BUSY_PAUSE.mul_f64(rng.random::<f64>()),
+            Some(ErrorKind::NotFound) => BUSY_PAUSE,
+            Some(ErrorKind::Unreachable) => {
+                self.failures += 1;
+                self.pause()
+            }
+            Some(ErrorKind::Mismatch) => PAUSE_MAX,
+        };
+        self.paused_until = Some(now + pause);
+        true
+    }
+
+    /// The requests that are past their deadline.
+    pub(super) fn overdue(&self, now: Instant) -> Vec<PieceIndex> {
+        self.requests.iter().filter(|(_, request)| now >= request.deadline).map(|(piece, _)| *piece).collect()
+    }
+
+    pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> + '_ {
+        let hedge = self.hedge_after();
+        self.requests
+            .values()
+            .flat_map(move |request| [request.since + hedge, request.deadline])
+            .chain(self.paused_until)
+            .filter(move |at| *at > now)
+    }
+
+    fn hedge_after(&self) -> Duration {
+        (self.latency * 3).max(HEDGE_MIN)
+    }
+
+    fn pause(&self) -> Duration {
+        (PAUSE_BASE * 2u32.saturating_pow(self.failures.saturating_sub(1).min(8))).min(PAUSE_MAX)
+    }
+}

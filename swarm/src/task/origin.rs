@@ -1,0 +1,300 @@
+//! The runs that this node fetches from the registry, and their brake: what is fetched faster than the swarm takes it
+//! only costs others the registry's bandwidth.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use darter_tracker::{LeaseId, LeaseState, NodeId, PieceIndex, PieceRange};
+
+use super::link::{RENEW, Renewal};
+use super::{Action, OriginFailure, RunId, Task};
+use crate::home::lease::LAPSE;
+
+/// Pieces of one run that are read ahead of being stored: the registry's bytes must not wait for this node's disk.
+const LEAD: u32 = 2;
+
+/// Fetched pieces that no neighbour has taken yet, before the brake: two (simulated, D3), or this many bytes where
+/// pieces are so small that two would not cover a round trip.
+const UNPASSED_PIECES: usize = 2;
+const UNPASSED_BYTES: u64 = 1024 * 1024;
+
+/// A piece counts as passed on after this even if nobody took it, or after two piece times if those are longer.
+const PASSED_AFTER: Duration = Duration::from_millis(250);
+
+/// How long a registry may take to its first byte (a cold object store behind two redirects); after that silence costs
+/// the lease.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
+
+/// First and longest pause after a registry failed.
+const BACKOFF_BASE: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Runs that a node has at a time: one, and one more for what a reader needs at once.
+const RUNS_MAX: usize = 2;
+
+/// What this node fetches.
+#[derive(Debug, Default)]
+pub(super) struct Origin {
+    runs: BTreeMap<RunId, Run>,
+    next_run: u64,
+    /// Fetched and not passed on, since when.
+    unpassed: BTreeMap<PieceIndex, Instant>,
+    /// How long a piece takes from the moment that nothing but the registry held it up.
+    piece_time: Duration,
+    refused: bool,
+    not_before: Option<Instant>,
+    failures: u32,
+    /// Leases that ended early and are owed back.
+    owed: VecDeque<(NodeId, RunId, LeaseId)>,
+}
+
+#[derive(Debug)]
+struct Run {
+    /// The home that gave the lease; `None` for what was begun without one.
+    lease: Option<(NodeId, LeaseId)>,
+    pieces: PieceRange,
+    /// The next piece to arrive.
+    next: u32,
+    /// Pieces that were allowed to be read and have not arrived.
+    credit: u32,
+    /// Pieces arrived since the last report.
+    fresh: bool,
+    reported: Instant,
+    /// When bytes last came, or the run began, or the brake was on.
+    alive: Instant,
+    /// Since when the next piece is being read: what the brake held up is no sign of a slow registry.
+    reading: Instant,
+    begun: bool,
+}
+
+impl Origin {
+    /// Begins a run.
+    pub(super) fn start(&mut self, lease: Option<(NodeId, LeaseId)>, pieces: PieceRange, now: Instant) -> Vec<Action> {
+        self.next_run += 1;
+        let run = RunId(self.next_run);
+        self.runs.insert(
+            run,
+            Run {
+                lease,
+                pieces,
+                next: pieces.first.0,
+                credit: 0,
+                fresh: false,
+                reported: now,
+                alive: now,
+                reading: now,
+                begun: false,
+            },
+        );
+        vec![Action::Fetch { run, pieces }]
+    }
+
+    pub(super) fn delivered(&mut self, run: RunId, piece: PieceIndex, now: Instant) {
+        self.failures = 0;
+        self.unpassed.insert(piece, now);
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.next = state.next.max(piece.0 + 1);
+            state.credit = state.credit.saturating_sub(1);
+            (state.fresh, state.begun, state.alive) = (true, true, now);
+            let took = now.saturating_duration_since(std::mem::replace(&mut state.reading, now));
+            self.piece_time = (self.piece_time * 3 + took) / 4;
+        }
+    }
+
+    pub(super) fn progress(&mut self, run: RunId, now: Instant) {
+        if let Some(state) = self.runs.get_mut(&run) {
+            (state.begun, state.alive) = (true, now);
+        }
+    }
+
+    pub(super) fn failed(&mut self, run: RunId, failure: OriginFailure, now: Instant) {
+        let Some(state) = self.runs.remove(&run) else { return };
+        self.owe(run, state.lease);
+        self.failures += 1;
+        let backoff = (BACKOFF_BASE * 2u32.saturating_pow(self.failures.min(8) - 1)).min(BACKOFF_MAX);
+        match failure {
+            OriginFailure::Refused => self.refused = true,
+            OriginFailure::Busy(pause) => self.not_before = Some(now + pause.max(backoff)),
+            OriginFailure::Transient => self.not_before = Some(now + backoff),
+        }
+    }
+
+    pub(super) fn offered(&mut self) {
+        self.refused = false;
+    }
+
+    pub(super) fn refused(&self) -> bool {
+        self.refused
+    }
+
+    pub(super) fn passed_on(&mut self, piece: PieceIndex) {
+        self.unpassed.remove(&piece);
+    }
+
+    /// Whether a run that is open will bring `piece`.
+    pub(super) fn covers(&self, piece: PieceIndex) -> bool {
+        self.runs.values().any(|run| run.pieces.contains(piece) && piece.0 >= run.next)
+    }
+
+    /// Whether the registry may be asked for another run. While the last pieces of one are on their way the next may
+    /// be asked for, so that there is no gap.
+    pub(super) fn can_start(&self, now: Instant) -> bool {
+        !self.refused
+            && self.runs.len() < RUNS_MAX
+            && self.not_before.is_none_or(|at| now >= at)
+            && self.runs.values().all(|run| run.next + run.credit >= run.pieces.end())
+    }
+
+    /// Whether no response is open.
+    pub(super) fn idle(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The pieces that open runs will bring.
+    pub(super) fn covered(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.runs.values().flat_map(|run| (run.next..run.pieces.end()).map(PieceIndex))
+    }
+
+    /// Whether the registry may be asked at all.
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        !self.refused && self.runs.len() < RUNS_MAX && self.not_before.is_none_or(|at| now >= at)
+    }
+
+    /// What became of a run's lease.
+    pub(super) fn lease_state(&mut self, run: RunId, state: LeaseState) -> Option<Action> {
+        if state != LeaseState::Over {
+            return None;
+        }
+        // A run whose last piece has arrived is over anyway.
+        let unfinished = self.runs.remove(&run).is_some_and(|run| run.next < run.pieces.end());
+        unfinished.then_some(Action::Stop { run })
+    }
+
+    pub(super) fn stop_all(&mut self, actions: &mut VecDeque<Action>) {
+        for (run, state) in std::mem::take(&mut self.runs) {
+            self.owe(run, state.lease.filter(|_| state.fresh));
+            if state.next < state.pieces.end() {
+                actions.push_back(Action::Stop { run });
+            }
+        }
+    }
+
+    fn owe(&mut self, run: RunId, lease: Option<(NodeId, LeaseId)>) {
+        if let Some((home, lease)) = lease {
+            self.owed.push_back((home, run, lease));
+        }
+    }
+
+    /// The report that is due to `home`: pieces arrived, a lease wants renewal, or one is given back.
+    pub(super) fn renewal(&mut self, home: NodeId, now: Instant) -> Option<Renewal> {
+        // Leases of a former home are moot.
+        self.owed.retain(|(to, ..)| *to == home);
+        if let Some((_, run, lease)) = self.owed.pop_front() {
+            return Some(Renewal { run, lease, release: true });
+        }
+        for (run, state) in &mut self.runs {
+            let Some((to, lease)) = state.lease else { continue };
+            let alive = now.saturating_duration_since(state.alive) < RENEW * 2 || !state.begun;
+            let due = now.saturating_duration_since(state.reported) >= RENEW && alive;
+            if to == home && (state.fresh || due) {
+                (state.fresh, state.reported) = (false, now);
+                return Some(Renewal { run: *run, lease, release: false });
+            }
+        }
+        None
+    }
+
+    pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> {
+        let renew = (!self.runs.is_empty()).then(|| now + RENEW / 2);
+        let passed = self.unpassed.values().min().map(|since| *since + self.passed_after());
+        [renew, passed, self.not_before].into_iter().flatten().filter(move |at| *at > now)
+    }
+
+    fn passed_after(&self) -> Duration {
+        PASSED_AFTER.max(self.piece_time * 2)
+    }
+}
+
+impl Task {
+    /// Lets runs read on, drops the dead ones, forgets the finished ones.
+    pub(super) fn drive_origin(&mut self, now: Instant) {
+        self.drop_dead_runs(now);
+        self.forget_passed(now);
+        let unpassed_max =
+            UNPASSED_PIECES.max((UNPASSED_BYTES / u64::from(self.geometry.piece_size().bytes())) as usize);
+        let braked = self.origin.unpassed.len() >= unpassed_max;
+        let home_silent = self.link.silent(now);
+        for (id, run) in &mut self.origin.runs {
+            while run.credit < LEAD && run.next + run.credit < run.pieces.end() {
+                let piece = run.next + run.credit;
+                let awaited = self.readers.values().any(|waiting| waiting.piece.0 == piece);
+                // What was begun without a lease goes on only while there is nobody to get one from, whoever reads it:
+                // what it covers is asked of nobody else.
+                let allowed = if run.lease.is_none() { home_silent } else { !braked || awaited };
+                if !allowed {
+                    run.alive = now;
+                    break;
+                }
+                if run.credit == 0 {
+                    run.reading = now;
+                }
+                run.credit += 1;
+                self.actions.push_back(Action::ReadOn { run: *id });
+            }
+        }
+        let home = self.link.home();
+        self.origin.runs.retain(|_, run| {
+            let finished = run.next >= run.pieces.end();
+            // A former home is not reported to.
+            let reported = !run.fresh || run.lease.is_none_or(|(to, _)| Some(to) != home);
+            !(finished && reported)
+        });
+        self.stop_lonely_runs(home_silent);
+    }
+
+    /// Ends a run without a lease once a home answers again.
+    fn stop_lonely_runs(&mut self, home_silent: bool) {
+        let Some(home) = self.link.registered_home().filter(|_| !home_silent) else { return };
+        let over: Vec<RunId> = self
+            .origin
+            .runs
+            .iter()
+            .filter(|(_, run)| run.lease.is_none() && run.credit == 0)
+            .map(|(id, _)| *id)
+            .collect();
+        for run in over {
+            tracing::debug!(task = %self.id, %home, "the home answers, fetching without a lease ends");
+            self.origin.runs.remove(&run);
+            self.actions.push_back(Action::Stop { run });
+        }
+    }
+
+    fn drop_dead_runs(&mut self, now: Instant) {
+        if !self.may_judge(now) {
+            return;
+        }
+        let dead: Vec<RunId> = self
+            .origin
+            .runs
+            .iter()
+            .filter(|(_, run)| {
+                let patience = if run.begun { LAPSE } else { FIRST_BYTE };
+                run.credit > 0 && now.saturating_duration_since(run.alive) >= patience
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for run in dead {
+            self.origin.failed(run, OriginFailure::Transient, now);
+            self.actions.push_back(Action::Stop { run });
+        }
+    }
+
+    fn forget_passed(&mut self, now: Instant) {
+        let patience = self.origin.passed_after();
+        let neighbours = &self.neighbours;
+        self.origin.unpassed.retain(|piece, since| {
+            now.saturating_duration_since(*since) < patience
+                && neighbours.values().any(|neighbour| neighbour.lacks(*piece))
+        });
+    }
+}

@@ -1,0 +1,35 @@
+//! `cargo xtask ci` and `cargo xtask lab`: what CI runs, as one command each.
+//!
+//! Thin on purpose: checks that are code live in [`tidy`] and [`fence`], the lab itself in the crate `chaos-tests`.
+
+mod ci;
+mod deny;
+mod fence;
+mod lab;
+mod step;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage:
+  cargo xtask ci            fmt, tidy, fence, clippy, docs, deny; the first that fails ends it
+  cargo xtask ci STEP       one of them
+  cargo xtask lab [FILTER]  real clients in network namespaces; as root";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["ci"] => ci::run(None),
+        ["ci", step] => ci::run(Some(step)),
+        ["lab", rest @ ..] => lab::run(rest),
+        _ => Err(anyhow::anyhow!(USAGE)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
