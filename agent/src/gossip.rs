@@ -17,6 +17,7 @@ use std::time::Duration;
 use darter_swarm::holdings::Holdings;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
 use darter_swarm::membership::{Membership, MembershipError};
+use darter_swarm::rendezvous;
 use darter_tracker::{EventBody, Geometry, NodeId, Role, TaskId};
 use rand::SeedableRng;
 use rand::rngs::{StdRng, SysRng};
@@ -184,6 +185,16 @@ impl Gossip {
         let address = |(node, quarters)| Some((roster.members.get(&node)?.peer, quarters));
         let tasks = holdings.tasks().map(|(task, holders)| (task, holders.into_iter().filter_map(address).collect()));
         tasks.filter(|(_, holders): &(TaskId, BTreeMap<_, _>)| !holders.is_empty()).collect()
+    }
+
+    /// Where the home of `task` and its stand-bys answer, best first, going by nothing but who is alive.
+    #[must_use]
+    pub fn homes(&self, task: &TaskId) -> Vec<SocketAddr> {
+        let roster = self.roster.borrow();
+        let members = || std::iter::once(&roster.me).chain(roster.members.values());
+        let order = rendezvous::order(task, members().map(|member| (member.id, member.role)));
+        let addresses = order.into_iter().filter_map(|id| members().find(|member| member.id == id));
+        addresses.take(tracker::HOMES).map(|member| member.peer).collect()
     }
 
     /// How `task` is cut, if anybody said so.

@@ -13,6 +13,7 @@ pub mod runner;
 pub mod world;
 
 pub mod agent;
+pub mod client;
 pub mod containerd;
 pub mod docker;
 pub mod origin;
@@ -24,5 +25,6 @@ pub mod oracle;
 
 pub mod certificates;
 pub mod command;
+pub mod cpu;
 pub mod daemon;
 pub mod netns;

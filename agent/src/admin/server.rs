@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use darter_tracker::{Digest, TaskId};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -30,7 +31,7 @@ use crate::source::tally::Tally;
 const CONNECTIONS_MAX: usize = 64;
 
 /// All there is.
-const ROUTES: [&str; 5] = ["/livez", "/readyz", "/metrics", "/api/v1/sources", "/api/v1/holdings"];
+const ROUTES: [&str; 6] = ["/livez", "/readyz", "/metrics", "/api/v1/sources", "/api/v1/holdings", "/api/v1/homes"];
 
 /// A client that has not sent its request by then is dropped.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,6 +116,13 @@ impl Admin {
         known.into_iter().map(|(task, holders)| (task.to_string(), holders)).collect()
     }
 
+    /// Where the home of the blob `digest=sha256:...` and its stand-bys answer, in their order; `None` if the query is
+    /// none. Nobody is home where there are no peers.
+    fn homes(&self, query: Option<&str>) -> Option<Vec<SocketAddr>> {
+        let digest: Digest = query?.strip_prefix("digest=")?.parse().ok()?;
+        Some(self.gossip.as_ref().map(|gossip| gossip.homes(&TaskId::blob(digest))).unwrap_or_default())
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         let path = request.uri().path();
@@ -137,6 +145,10 @@ impl Admin {
             }
             "/api/v1/sources" => json(&self.tally.read(self.metrics.registry_bytes.get())),
             "/api/v1/holdings" => json(&self.holdings()),
+            "/api/v1/homes" => match self.homes(request.uri().query()) {
+                Some(homes) => json(&homes),
+                None => reply(StatusCode::BAD_REQUEST, TEXT, "ask for ?digest=sha256:...\n".into()),
+            },
             _ => reply(StatusCode::OK, TEXT, "ok\n".into()),
         }
     }

@@ -29,7 +29,7 @@ const SILENT_FOR: Duration = Duration::from_secs(10);
 const CALLS_MAX: usize = 1024;
 
 /// The members in rank that a downloader tries: the home and its two stand-bys (D3).
-const HOMES: usize = 3;
+pub(super) const HOMES: usize = 3;
 
 struct HomeCall {
     from: NodeId,

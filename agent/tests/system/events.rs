@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use http::StatusCode;
 use serde_json::json;
 
 use crate::stage::{MIB, Plan, Stage, admin};
@@ -26,6 +27,7 @@ async fn others_hear_who_has_a_blob_and_who_has_it_no_longer() {
     stage.make_home(2).await;
     let holder = stage.agent(0).addresses().peer;
     let layers: Vec<_> = stage.image.layers().iter().map(|blob| blob.digest()).collect();
+    everybody_names_the_same_homes(&stage, &layers[0].to_string()).await;
 
     for (now, before) in [(0, None), (1, Some(0))] {
         let path = stage.blob_path(&layers[now]);
@@ -46,6 +48,19 @@ async fn others_hear_who_has_a_blob_and_who_has_it_no_longer() {
         }
     }
     stage.stop().await;
+}
+
+/// The seed first, then the other two in the same order.
+async fn everybody_names_the_same_homes(stage: &Stage, digest: &str) {
+    let mut all = Vec::new();
+    for agent in stage.agents() {
+        let (_, json) = admin(agent, &format!("/api/v1/homes?digest={digest}")).await.unwrap();
+        all.push(serde_json::from_str::<Vec<SocketAddr>>(&json).unwrap());
+    }
+    assert!(all.iter().all(|homes| *homes == all[0]), "{all:?}");
+    assert_eq!((all[0].len(), all[0][0]), (3, stage.agent(2).addresses().peer));
+    let refused = admin(stage.agent(0), "/api/v1/homes?digest=sha256:1").await.unwrap();
+    assert_eq!(refused.0, StatusCode::BAD_REQUEST);
 }
 
 /// What the second agent knows from gossip.

@@ -1,13 +1,14 @@
 //! `lab [--darter FILE] [FILTER]`: the lab as a program. `cargo xtask lab` builds what it needs and calls it.
 //!
-//! `lab origin ADDRESS LAYOUT` is for the lab itself, which runs its counting registry that way inside a namespace.
+//! `lab origin ADDRESS LAYOUT` and `lab client REGISTRY MANIFEST` are for the lab itself, which runs its counting registry
+//! and its clients that way inside a namespace.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use chaos_tests::lab::origin;
 use chaos_tests::lab::runner::{Plan, run};
+use chaos_tests::lab::{client, origin};
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -16,6 +17,12 @@ async fn main() -> Result<ExitCode> {
         && command == "origin"
     {
         origin::serve(address.parse()?, Path::new(layout)).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [command, registry, manifest] = args.as_slice()
+        && command == "client"
+    {
+        println!("{}", client::pull(registry, manifest).await?.write());
         return Ok(ExitCode::SUCCESS);
     }
     let mut filter = String::new();

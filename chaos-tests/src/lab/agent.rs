@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use super::client::Client;
 use super::command::{Run, wait_for};
 use super::daemon::Daemon;
 use super::docker::Route;
@@ -85,6 +88,20 @@ impl Cluster {
         let cluster = Self { agents };
         cluster.wait_for_members(count).await?;
         Ok(cluster)
+    }
+
+    /// Which agents are a blob's home and its stand-bys, in rank, as indices.
+    pub async fn homes(&self, digest: &str) -> Result<Vec<usize>> {
+        let teller = self.agents.iter().find(|agent| agent.is_running()).context("no agent runs")?;
+        let hosts = teller.homes(digest).await?;
+        let index = |host| self.agents.iter().position(|agent| agent.host.address == host);
+        hosts.into_iter().map(|host| index(host).with_context(|| format!("{host} is no agent"))).collect()
+    }
+
+    /// Kills several agents at the same moment; see [`Agent::kill`].
+    pub async fn kill(&mut self, victims: &[usize]) -> Result<()> {
+        let agents = self.agents.iter_mut().enumerate().filter(|(index, _)| victims.contains(index));
+        try_join_all(agents.map(|(_, agent)| agent.kill())).await.map(drop)
     }
 
     /// Waits until every running agent counts `members`, itself included.
@@ -184,6 +201,11 @@ impl Agent {
         self.dir.join("ca.crt")
     }
 
+    /// A whole pull through this agent as a mirror, by a client that notices how it is served; see [`super::client`].
+    pub fn client(&self, manifest: &str) -> Result<Client> {
+        Client::new(&self.host, &self.registry, manifest)
+    }
+
     /// `curl` of a blob from this agent as a mirror, into `file`; it fails unless all of it came.
     #[must_use]
     pub fn curl_mirrored(&self, digest: &str, file: &Path) -> Run {
@@ -201,6 +223,13 @@ impl Agent {
     /// What it counts at the moment.
     pub async fn metrics(&self) -> Result<Metrics> {
         Ok(Metrics::parse(&self.admin("/metrics").output().await?))
+    }
+
+    /// The hosts of a blob's home and its stand-bys in rank, by this agent's word.
+    pub async fn homes(&self, digest: &str) -> Result<Vec<Ipv4Addr>> {
+        let json = self.admin(&format!("/api/v1/homes?digest={digest}")).output().await?;
+        let homes: Vec<SocketAddrV4> = serde_json::from_str(&json)?;
+        Ok(homes.into_iter().map(|address| *address.ip()).collect())
     }
 
     fn admin(&self, path: &str) -> Run {
@@ -246,6 +275,12 @@ impl Metrics {
     #[must_use]
     pub fn from_registry(&self) -> u64 {
         self.total("darter_registry_received_bytes_total")
+    }
+
+    /// Piece bytes sent to peers.
+    #[must_use]
+    pub fn to_peers(&self) -> u64 {
+        self.total("darter_peer_sent_bytes_total")
     }
 
     /// How often the swarm was given up on.

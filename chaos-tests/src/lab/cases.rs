@@ -1,12 +1,18 @@
 //! What the lab tries, in the order in which it is run: the lab itself first, then real clients, then trouble.
 
 mod credentials;
+mod crowd;
 mod cut_off;
 mod direct;
+mod freeze;
 mod killed;
 mod leases;
+mod loss;
+mod many;
 mod pulls;
 mod restart;
+mod rolling;
+mod split;
 mod stage;
 
 use std::future::Future;
@@ -51,5 +57,18 @@ pub const CASES: &[Case] = &[
     Case { name: "cut-off-before", tools: &[], agent: true, run: |world| Box::pin(cut_off::before(world)) },
     Case { name: "cut-off-during", tools: &[], agent: true, run: |world| Box::pin(cut_off::during(world)) },
     Case { name: "leases", tools: &[], agent: true, run: |world| Box::pin(leases::leases(world)) },
+    Case { name: "loss-home", tools: &[], agent: true, run: |world| Box::pin(loss::home(world)) },
+    Case { name: "loss-peers", tools: &[], agent: true, run: |world| Box::pin(loss::peers(world)) },
+    Case {
+        name: "loss-home-and-standby",
+        tools: &[],
+        agent: true,
+        run: |world| Box::pin(loss::home_and_standby(world)),
+    },
+    Case { name: "freeze", tools: &[], agent: true, run: |world| Box::pin(freeze::freeze(world)) },
+    Case { name: "split", tools: &[], agent: true, run: |world| Box::pin(split::split(world)) },
+    Case { name: "rolling", tools: &[], agent: true, run: |world| Box::pin(rolling::rolling(world)) },
+    Case { name: "each-killed", tools: &[], agent: true, run: |world| Box::pin(rolling::each_killed(world)) },
+    Case { name: "many", tools: &[], agent: true, run: |world| Box::pin(many::many(world)) },
     Case { name: "restart", tools: &[], agent: true, run: |world| Box::pin(restart::restart(world)) },
 ];

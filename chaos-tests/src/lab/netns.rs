@@ -38,6 +38,9 @@ pub struct Host {
     /// Address on the switch.
     pub address: Ipv4Addr,
     namespace: String,
+    switch: String,
+    /// The other end of `eth0`, at the switch.
+    port: String,
 }
 
 impl Network {
@@ -64,7 +67,7 @@ impl Network {
         ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]).await?;
         ip(&["-n", &namespace, "link", "set", "lo", "up"]).await?;
         ip(&["-n", &namespace, "link", "set", "eth0", "up"]).await?;
-        Ok(Host { name: name.to_owned(), address, namespace })
+        Ok(Host { name: name.to_owned(), address, namespace, switch, port })
     }
 }
 
@@ -105,17 +108,43 @@ exec "$@""#;
         self.run("nft").arg(rules).output().await.map(drop)
     }
 
+    /// Drops everything that comes from these hosts or goes to them, until [`Host::reunite`].
+    pub async fn part_from(&self, others: &[Ipv4Addr]) -> Result<()> {
+        let others = others.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(",");
+        let chain = |hook: &str, end: &str| {
+            format!("chain {hook} {{\n type filter hook {hook} priority 0\n ip {end} {{ {others} }} drop\n }}\n")
+        };
+        let rules = format!("table inet parted {{\n{}{}}}\n", chain("input", "saddr"), chain("output", "daddr"));
+        self.run("nft").arg(rules).output().await.map(drop)
+    }
+
+    /// Undoes [`Host::part_from`].
+    pub async fn reunite(&self) -> Result<()> {
+        self.run("nft").args(["delete", "table", "inet", "parted"]).output().await.map(drop)
+    }
+
     /// Limits what leaves this host to `megabits` per second, so that a pull lasts long enough to be disturbed.
     pub async fn limit_egress(&self, megabits: u32) -> Result<()> {
-        let rate = format!("{megabits}mbit");
-        let args = ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "256kb", "latency"];
-        self.run("tc").args(args).arg("50ms").output().await.map(drop)
+        self.run("tc").args(limited("eth0", megabits)).output().await.map(drop)
+    }
+
+    /// Limits what leaves this host, and what arrives there, to `megabits` per second each.
+    pub async fn limit(&self, megabits: u32) -> Result<()> {
+        self.limit_egress(megabits).await?;
+        Run::new("tc").args(["-n", &self.switch]).args(limited(&self.port, megabits)).output().await.map(drop)
     }
 
     /// Lifts the limit.
     pub async fn unlimit_egress(&self) -> Result<()> {
         self.run("tc").args(["qdisc", "del", "dev", "eth0", "root"]).output().await.map(drop)
     }
+}
+
+/// Arguments of `tc` that limit what leaves a device.
+fn limited(device: &str, megabits: u32) -> Vec<String> {
+    let rate = format!("{megabits}mbit");
+    let args = ["qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst", "256kb", "latency", "50ms"];
+    args.map(str::to_owned).to_vec()
 }
 
 /// Kills whatever still runs in the namespaces whose names begin with `prefix`, and removes them.

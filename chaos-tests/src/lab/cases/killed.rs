@@ -43,5 +43,5 @@ pub(super) async fn peer_killed(world: &mut World) -> Result<String> {
 }
 
 async fn sent(agent: &Agent) -> u64 {
-    agent.metrics().await.map_or(0, |metrics| metrics.total("darter_peer_sent_bytes_total"))
+    agent.metrics().await.map_or(0, |metrics| metrics.to_peers())
 }

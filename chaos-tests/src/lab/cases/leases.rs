@@ -41,7 +41,7 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the pull may take. Undisturbed it takes 4 s; a lapsed lease costs some seconds more.
 const PULL_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Five nodes pull, the busiest fetcher is killed mid-run: the other four finish, every piece was sent once, save the
+/// Five nodes pull, the busiest fetcher that is not the layer's home is killed mid-run: the other four finish, every piece was sent once, save the
 /// few that died with it, which were sent twice.
 pub(super) async fn leases(world: &mut World) -> Result<String> {
     let image = Image::build(&world.directory("image")?, "leases", &[LAYER_BYTES])?;
@@ -59,7 +59,8 @@ pub(super) async fn leases(world: &mut World) -> Result<String> {
         async move { Ok::<_, anyhow::Error>((name, pull.finish().await?)) }
     });
     let pulls: Vec<_> = pulls.collect();
-    let (victim, finished) = try_join(kill_a_fetcher(&mut cluster), try_join_all(pulls)).await?;
+    let home = *cluster.homes(&blob.digest).await?.first().context("no home")?;
+    let (victim, finished) = try_join(kill_a_fetcher(&mut cluster, home), try_join_all(pulls)).await?;
     for (name, curl) in finished.iter().filter(|(name, _)| *name != victim) {
         ensure!(curl.code == 0, "the pull on {name} ended with {}: {}", curl.code, curl.stderr);
         verify(&files.join(name), blob).with_context(|| format!("on {name}"))?;
@@ -80,12 +81,13 @@ pub(super) async fn leases(world: &mut World) -> Result<String> {
     Ok(format!("{victim} killed, four finished, {again} pieces sent twice, origin {share:.3} x the layer"))
 }
 
-/// Kills the first agent that has fetched enough, and returns its name.
-async fn kill_a_fetcher(cluster: &mut Cluster) -> Result<String> {
+/// Kills the first agent that has fetched enough and is not `home`, whose death is another case's, and returns its name.
+async fn kill_a_fetcher(cluster: &mut Cluster, home: usize) -> Result<String> {
     let agents = &cluster.agents;
-    let found = || async { fetchers(agents).await.into_iter().any(|(bytes, _)| bytes >= FETCHED_BEFORE_DEATH_BYTES) };
+    let busiest = || async { fetchers(agents).await.into_iter().filter(|(_, index)| *index != home).max() };
+    let found = || async { busiest().await.is_some_and(|(bytes, _)| bytes >= FETCHED_BEFORE_DEATH_BYTES) };
     wait_for("a fetcher to be in its run", START_DEADLINE, found).await?;
-    let (_, index) = fetchers(agents).await.into_iter().max().context("no fetchers")?;
+    let (_, index) = busiest().await.context("no fetchers")?;
     let victim = cluster.agents.get_mut(index).context("no such agent")?;
     victim.kill().await?;
     Ok(victim.host.name.clone())
