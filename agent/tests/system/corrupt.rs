@@ -1,14 +1,12 @@
 //! Wrong bytes, from the registry and from a disk: no client ever has them as a complete blob (D7).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use darter_agent::demo::cluster::Agent;
 use darter_agent::demo::image::Blob;
-use darter_tracker::Digest;
 use futures_util::future::join_all;
 use http::StatusCode;
 
-use crate::stage::{MIB, Plan, Stage, metric, pieces};
+use crate::stage::{MIB, Plan, Stage, metric, pieces, published};
 use crate::wait;
 use crate::wire;
 
@@ -112,13 +110,6 @@ async fn rotten_cache(home: usize) {
     })
     .await;
     stage.stop().await;
-}
-
-/// Where a complete blob is kept.
-fn published(agent: &Agent, digest: &Digest) -> PathBuf {
-    let text = digest.to_string();
-    let (algorithm, hex) = text.split_once(':').unwrap();
-    agent.cache_dir().join("blobs").join(algorithm).join(&hex[..2]).join(hex)
 }
 
 /// Flips one bit of a file.

@@ -249,6 +249,13 @@ pub(crate) fn program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_darter"))
 }
 
+/// Where a complete blob is kept.
+pub(crate) fn published(agent: &Agent, digest: &Digest) -> PathBuf {
+    let text = digest.to_string();
+    let (algorithm, hex) = text.split_once(':').unwrap();
+    agent.cache_dir().join("blobs").join(algorithm).join(&hex[..2]).join(hex)
+}
+
 /// The bytes of each piece of a blob, in order.
 pub(crate) fn pieces(cut: Geometry) -> Vec<Range<u64>> {
     let piece =
