@@ -206,6 +206,14 @@ impl Agent {
         Client::new(&self.host, &self.registry, manifest)
     }
 
+    /// Whether a blob is complete in its cache.
+    #[must_use]
+    pub fn has_published(&self, digest: &str) -> bool {
+        let (algorithm, hex) = digest.split_once(':').unwrap_or_default();
+        let shard = hex.get(..2).unwrap_or_default();
+        self.dir.join("cache/blobs").join(algorithm).join(shard).join(hex).is_file()
+    }
+
     /// `curl` of a blob from this agent as a mirror, into `file`; it fails unless all of it came.
     #[must_use]
     pub fn curl_mirrored(&self, digest: &str, file: &Path) -> Run {
