@@ -41,8 +41,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the pull may take. Undisturbed it takes 4 s; a lapsed lease costs some seconds more.
 const PULL_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Five nodes pull, the busiest fetcher that is not the layer's home is killed mid-run: the other four finish, every piece was sent once, save the
-/// few that died with it, which were sent twice.
+/// Five nodes pull, the busiest fetcher that is not the layer's home is killed mid-run: the other four finish, every
+/// piece was sent once, save the few that died with it, which were sent twice.
 pub(super) async fn leases(world: &mut World) -> Result<String> {
     let image = Image::build(&world.directory("image")?, "leases", &[LAYER_BYTES])?;
     let blob = image.largest()?;

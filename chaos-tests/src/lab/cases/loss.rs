@@ -17,7 +17,7 @@ pub(super) async fn home(world: &mut World) -> Result<String> {
 }
 
 /// The home of the largest layer and its first stand-by die together.
-pub(super) async fn home_and_standby(world: &mut World) -> Result<String> {
+pub(super) async fn both(world: &mut World) -> Result<String> {
     let (crowd, image) = Crowd::usual(world, "loss-home-and-standby").await?;
     let victims = homes(&crowd, &image, 2).await?;
     lose(crowd, &image, &victims).await
