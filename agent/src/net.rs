@@ -37,6 +37,7 @@ pub use error::NetError;
 pub use frame::{FRAME_BYTES_MAX, Receiver, Sender, Stream};
 pub use identity::{CertifyError, Refusal};
 
+use link::Census;
 use pool::{OpenRequest, Pool};
 use quic::Timing;
 use tls::Tls;
@@ -81,6 +82,7 @@ struct Shared {
     endpoint: quinn::Endpoint,
     local: SocketAddr,
     timing: Timing,
+    census: Arc<Census>,
     opens: mpsc::Sender<OpenRequest>,
     incoming: Mutex<mpsc::Receiver<Incoming>>,
     closing: CancellationToken,
@@ -113,7 +115,8 @@ impl Transport {
         let (opens, requests) = mpsc::channel(OPEN_QUEUE);
         let (streams, incoming) = mpsc::channel(ACCEPT_QUEUE);
         let closing = CancellationToken::new();
-        let pool = Pool::new(endpoint.clone(), tls, timing, metrics, streams);
+        let census = Arc::new(Census::default());
+        let pool = Pool::new(endpoint.clone(), tls, timing, metrics, streams, census.clone());
         let task = tokio::spawn(pool.run(requests, closing.clone()));
         Ok(Self {
             shared: Arc::new(Shared {
@@ -121,6 +124,7 @@ impl Transport {
                 endpoint,
                 local,
                 timing,
+                census,
                 opens,
                 incoming: Mutex::new(incoming),
                 closing,
@@ -133,6 +137,14 @@ impl Transport {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.shared.local
+    }
+
+    /// How many packets have come from `peer` on its live connections. While the number rises the peer's process is alive,
+    /// whether or not it answers what it was asked: a crowded link delays answers by seconds, and a frozen process
+    /// acknowledges nothing.
+    #[must_use]
+    pub fn received(&self, peer: NodeId) -> u64 {
+        self.shared.census.received(peer)
     }
 
     /// Opens a stream to `peer`, and to nobody else who may answer there. Calls for one peer share one connection and

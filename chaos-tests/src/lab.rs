@@ -1,6 +1,6 @@
 //! The lab: one machine, many hosts.
 //!
-//! A [`World`](world::World) is what one case needs: a switch in a namespace of its own, a namespace per host, a
+//! A [`World`](world::World) is what one case needs: a router in a namespace of its own, a namespace per host, a
 //! directory for everything that is written. Hosts run a registry, agents and clients; the [`oracle`] says whether what
 //! was counted is what the design promises. Everything that a world starts ends with it, also after a failure, Ctrl-C
 //! or, at the next run, a `kill -9`; two labs on one machine do not meet, since every name holds the process id.

@@ -280,6 +280,21 @@ impl Task {
         self.advance(now);
     }
 
+    /// Who owes an answer: the home, and every neighbour that was asked for a piece.
+    #[must_use]
+    pub fn debtors(&self) -> Vec<NodeId> {
+        let asked = self.neighbours.iter().filter(|(_, neighbour)| neighbour.in_flight() > 0).map(|(peer, _)| *peer);
+        asked.chain(self.link.debtor()).collect()
+    }
+
+    /// Something has come from a member that owes an answer, so it is alive.
+    pub fn handle_alive(&mut self, peer: NodeId, now: Instant) {
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.heard(now);
+        }
+        self.link.heard(peer, now);
+    }
+
     /// A peer did not give a piece. `kind` is `None` if it was merely busy.
     pub fn handle_piece_failed(&mut self, peer: NodeId, piece: PieceIndex, kind: Option<ErrorKind>, now: Instant) {
         let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };

@@ -10,8 +10,9 @@ use darter_tracker::{NodeId, TaskId};
 /// Uploads at a time for one task.
 pub const ACTIVE_PER_TASK: usize = 2;
 
-/// Uploads at a time for all tasks: bounds memory to this many pieces, 64 MiB at the usual maximum of 4 MiB.
-pub const ACTIVE_TOTAL: usize = 16;
+/// Uploads at a time for all tasks, since they share the link: each layer of an image is a task of its own. Also bounds
+/// memory to this many pieces.
+pub const ACTIVE_TOTAL: usize = 4;
 
 /// Requests that wait, per task.
 pub const QUEUE_PER_TASK: usize = 2;

@@ -17,7 +17,7 @@ pub enum Open {
     Call(Call),
     /// A session about a task; both sides send [`SessionFrame`]s until one ends it.
     Session(Offer),
-    /// One piece; the answer is one [`PieceReply`], followed by the bytes if it is `Piece`.
+    /// One piece; the answer is a [`PieceReply`] other than `Queued`, which may precede it, followed by the bytes if it is `Piece`.
     Piece {
         /// The task.
         task: TaskId,
@@ -92,4 +92,7 @@ pub enum PieceReply {
     Busy,
     /// The sender does not have the piece.
     NotHeld,
+    /// It is not the asker's turn yet. Said now and then until another answer follows, so that waiting in line is not taken
+    /// for silence.
+    Queued,
 }

@@ -19,8 +19,11 @@ use tokio::task::JoinHandle;
 use super::{Gossip, Roster};
 use crate::net::{Peer, Transport};
 
-/// A call that takes longer has failed; the downloader has turned to the next home by then.
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A call to a member from which nothing comes for this long has failed; the downloader has turned to the next home by then.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A call that takes longer has failed though the member is alive.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A member that did not answer a call is nobody's home for this long, as far as this node is concerned.
 const SILENT_FOR: Duration = Duration::from_secs(10);
@@ -208,8 +211,7 @@ impl GossipTracker {
         let reply = if node == self.me {
             self.home.call(self.me, call).await
         } else {
-            let outcome = tokio::time::timeout(CALL_TIMEOUT, self.call_peer(node, call)).await;
-            let outcome = outcome.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+            let outcome = self.while_alive(node, self.call_peer(node, call)).await;
             let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
             match outcome {
                 Ok(reply) => {
@@ -225,6 +227,20 @@ impl GossipTracker {
         match reply {
             Reply::Failed(error) => Err(error),
             reply => Ok(reply),
+        }
+    }
+
+    /// Waits for what a member was asked for as long as something comes from it.
+    async fn while_alive<T>(&self, node: NodeId, asked: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        let received = || self.peers.as_ref().map_or(0, |(transport, _)| transport.received(node));
+        let (begin, mut before) = (Instant::now(), received());
+        tokio::pin!(asked);
+        loop {
+            match tokio::time::timeout(SILENCE, &mut asked).await {
+                Ok(outcome) => return outcome,
+                Err(_) if begin.elapsed() < CALL_TIMEOUT && received() > before => before = received(),
+                Err(_) => return Err("no answer in time".to_owned()),
+            }
         }
     }
 

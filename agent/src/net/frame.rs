@@ -75,6 +75,14 @@ impl Stream {
         self.sender.finish();
     }
 
+    /// Ends the sending direction and waits until all of it has arrived; see [`Sender::deliver`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn deliver(&mut self) -> Result<(), NetError> {
+        self.sender.deliver().await
+    }
+
     /// Receives a frame; see [`Receiver::receive`].
     ///
     /// # Errors
@@ -125,6 +133,19 @@ impl Sender {
     pub fn finish(&mut self) {
         // Fails if the direction has ended already, which is what is wanted.
         let _ = self.stream.finish();
+    }
+
+    /// Like [`Sender::finish`], and waits until the peer's transport has acknowledged every byte, or does not want them.
+    /// Only then are they off this node's link: what has been sent is merely in the transport's buffers.
+    ///
+    /// # Errors
+    /// Why the connection died.
+    pub async fn deliver(&mut self) -> Result<(), NetError> {
+        self.finish();
+        match self.stream.stopped().await {
+            Ok(_) | Err(quinn::StoppedError::ZeroRttRejected) => Ok(()),
+            Err(quinn::StoppedError::ConnectionLost(lost)) => Err(lost.into()),
+        }
     }
 
     async fn push(&mut self, bytes: Bytes) -> Result<(), NetError> {

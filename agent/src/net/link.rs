@@ -1,5 +1,6 @@
 //! One live connection, and who is using it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use darter_tracker::NodeId;
@@ -15,6 +16,43 @@ pub(super) struct Link {
     /// How long it stays open without streams.
     pub(super) unused_max: Duration,
     uses: Mutex<Uses>,
+}
+
+/// The live connections, for whoever wants to know whether a peer is alive. The pool keeps it up to date.
+#[derive(Debug, Default)]
+pub(super) struct Census(Mutex<BTreeMap<NodeId, Vec<quinn::Connection>>>);
+
+impl Census {
+    pub(super) fn enter(&self, link: &Link) {
+        self.with(|links| links.entry(link.peer).or_default().push(link.connection.clone()));
+    }
+
+    pub(super) fn strike(&self, link: &Link) {
+        self.with(|links| {
+            if let Some(of_peer) = links.get_mut(&link.peer) {
+                of_peer.retain(|connection| connection.stable_id() != link.connection.stable_id());
+                if of_peer.is_empty() {
+                    links.remove(&link.peer);
+                }
+            }
+        });
+    }
+
+    pub(super) fn clear(&self) {
+        self.with(BTreeMap::clear);
+    }
+
+    /// UDP datagrams that have come on the live connections with `peer`.
+    pub(super) fn received(&self, peer: NodeId) -> u64 {
+        self.with(|links| {
+            links.get(&peer).into_iter().flatten().map(|connection| connection.stats().udp_rx.datagrams).sum()
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<NodeId, Vec<quinn::Connection>>) -> T) -> T {
+        // Nothing that runs under the lock can panic halfway.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use tracing::{debug, error};
 use keyed::Keyed;
 
 use super::error::{NetError, close, is_refusal};
-use super::link::{Link, Use};
+use super::link::{Census, Link, Use};
 use super::quic::{self, CONNECTIONS_MAX, HANDSHAKES_MAX, HANDSHAKES_UNVALIDATED_MAX, Timing};
 use super::refusals::Refusals;
 use super::tls::Tls;
@@ -71,6 +71,7 @@ pub(super) struct Pool {
     timing: Timing,
     refusals: Refusals,
     streams: mpsc::Sender<Incoming>,
+    census: Arc<Census>,
     peers: BTreeMap<NodeId, Entry>,
     /// Links made so far.
     made: u64,
@@ -102,6 +103,7 @@ impl Pool {
         timing: Timing,
         metrics: Arc<Metrics>,
         streams: mpsc::Sender<Incoming>,
+        census: Arc<Census>,
     ) -> Self {
         let mut sweep = tokio::time::interval(timing.unused / SWEEPS);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -111,6 +113,7 @@ impl Pool {
             timing,
             refusals: Refusals::new(metrics),
             streams,
+            census,
             peers: BTreeMap::new(),
             made: 0,
             window: quic::receive_window(1),
@@ -259,6 +262,7 @@ impl Pool {
         self.made += 1;
         connection.set_receive_window(self.window);
         let link = Link::new(connection, peer, unused_max);
+        self.census.enter(&link);
         self.serving.spawn((peer, self.made), tasks::serve(link.clone(), self.streams.clone()));
         self.peers.entry(peer).or_default().links.push((self.made, link));
     }
@@ -268,6 +272,9 @@ impl Pool {
         let at = entry.links.iter().position(|(other, _)| *other == number);
         let link = at.map(|at| entry.links.remove(at).1);
         self.forget_if_empty(peer);
+        if let Some(link) = &link {
+            self.census.strike(link);
+        }
         if let (Some(link), Ok(error)) = (link, ended) {
             let remote = link.connection.remote_address();
             debug!(%peer, %remote, %error, "a connection ended");
@@ -357,6 +364,7 @@ impl Pool {
         // Their connections are closed, which ends them.
         self.serving.drain().await;
         self.peers.clear();
+        self.census.clear();
         if tokio::time::timeout(CLOSE_MAX, self.endpoint.wait_idle()).await.is_err() {
             debug!("some peers did not hear that this agent ends");
         }

@@ -17,6 +17,7 @@ use darter_tracker::{
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::PullError;
@@ -44,6 +45,10 @@ const TROUBLES_MAX: u32 = 3;
 
 /// With neighbours, who may have the blob even if the registry has trouble, such a pull waits for them.
 const TROUBLED_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often the transport is asked whether those who owe an answer are alive: well below the time after which they count as
+/// silent.
+const PULSE: Duration = Duration::from_millis(100);
 
 /// Frames that wait to be sent to one neighbour. One that does not read so many is cut off.
 const NEWS_MAX: usize = 64;
@@ -110,6 +115,8 @@ pub(super) struct Driver {
     next_session: u64,
     requests: BTreeMap<(NodeId, PieceIndex), AbortHandle>,
     runs: BTreeMap<RunId, OpenRun>,
+    /// Packets that had come from those who owe an answer, when last looked at.
+    received: BTreeMap<NodeId, u64>,
     origins: Origins,
     readers: BTreeMap<ReaderId, PieceIndex>,
     /// Peers are left out: the blob failed its digest before.
@@ -154,6 +161,7 @@ impl Driver {
             next_session: 0,
             requests: BTreeMap::new(),
             runs: BTreeMap::new(),
+            received: BTreeMap::new(),
             origins,
             readers: BTreeMap::new(),
             alone,
@@ -174,6 +182,8 @@ impl Driver {
     pub(super) async fn run(mut self, stopping: CancellationToken) {
         let mut state = self.flight.blob.state();
         let mut roster = self.context().tracker.roster();
+        let mut pulse = tokio::time::interval(PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let outcome = loop {
             self.perform();
             if let Some(outcome) = self.outcome(&mut state) {
@@ -192,6 +202,7 @@ impl Driver {
                         self.core.handle_homes(homes, Instant::now());
                     }
                 }
+                _ = pulse.tick() => self.feel_pulse(),
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}
                 () = tokio::time::sleep_until(wake.into()) => self.core.handle_timeout(Instant::now()),
@@ -253,6 +264,20 @@ impl Driver {
         let own = own.into_iter().flatten().filter(|at| *at > now).min();
         let core = self.core.poll_timeout(now);
         own.map_or(core, |own| own.min(core))
+    }
+
+    /// Lets the core know who of those who owe an answer is alive: packets come from them, if only acknowledgements.
+    fn feel_pulse(&mut self) {
+        let Some(transport) = self.context().transport.clone() else { return };
+        let now = Instant::now();
+        let received: BTreeMap<NodeId, u64> =
+            self.core.debtors().into_iter().map(|peer| (peer, transport.received(peer))).collect();
+        for (peer, packets) in &received {
+            if self.received.get(peer).is_some_and(|before| packets > before) {
+                self.core.handle_alive(*peer, now);
+            }
+        }
+        self.received = received;
     }
 
     /// Lets the core know which clients wait for what.

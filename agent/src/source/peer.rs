@@ -53,12 +53,16 @@ pub async fn piece(
     stream.send(&Open::Piece { task, piece }).await?;
     stream.finish();
     let expected = geometry.piece_length(piece);
-    let proof = match stream.receive::<PieceReply>().await? {
-        Some(PieceReply::Piece { proof, length }) if length == expected => proof,
-        Some(PieceReply::Piece { .. }) => return Err(PeerError::Wrong("another length")),
-        Some(PieceReply::Busy) => return Err(PeerError::Busy),
-        Some(PieceReply::NotHeld) => return Err(PeerError::NotHeld),
-        None => return Err(PeerError::Wrong("no answer")),
+    let proof = loop {
+        match stream.receive::<PieceReply>().await? {
+            Some(PieceReply::Piece { proof, length }) if length == expected => break proof,
+            Some(PieceReply::Piece { .. }) => return Err(PeerError::Wrong("another length")),
+            Some(PieceReply::Busy) => return Err(PeerError::Busy),
+            Some(PieceReply::NotHeld) => return Err(PeerError::NotHeld),
+            // However often: the core's deadline for the piece ends it.
+            Some(PieceReply::Queued) => {}
+            None => return Err(PeerError::Wrong("no answer")),
+        }
     };
     verify_piece(keys, &task, &geometry, piece, &proof).map_err(|_| PeerError::Wrong("nobody vouches for it"))?;
     let bytes = stream.receive_bytes(expected as usize).await?;

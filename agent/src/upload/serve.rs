@@ -27,6 +27,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A piece that the other side has not taken by then is given up, so that nobody can hold a slot.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a peer that waits for its turn is told so: well below the time after which it takes this node for silent.
+const QUEUED_EVERY: Duration = Duration::from_millis(100);
+
 /// A session with a finished holder is kept no longer than this without a word: it says nothing new anyway.
 const SESSION_IDLE: Duration = Duration::from_secs(30);
 
@@ -162,7 +165,7 @@ impl Uploader {
         piece: PieceIndex,
         mut stream: Stream,
     ) -> Result<(), NetError> {
-        let Some(_slot) = self.slot(peer, task).await else {
+        let Some(_slot) = self.slot(peer, task, &mut stream).await? else {
             stream.send(&PieceReply::Busy).await?;
             stream.finish();
             return Ok(());
@@ -181,15 +184,16 @@ impl Uploader {
         let length = bytes.len() as u32;
         stream.send(&PieceReply::Piece { proof, length }).await?;
         stream.send_bytes(bytes).await?;
-        stream.finish();
+        // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
+        stream.deliver().await?;
         self.metrics.peer_sent_bytes.inc_by(u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())
     }
 
-    /// Waits for a turn; `None` is "busy".
-    async fn slot(self: &Arc<Self>, peer: NodeId, task: TaskId) -> Option<Slot> {
-        let (ticket, turn) = self.desk(|desk| {
+    /// Waits for a turn and tells the peer so; `None` is "busy".
+    async fn slot(self: &Arc<Self>, peer: NodeId, task: TaskId, stream: &mut Stream) -> Result<Option<Slot>, NetError> {
+        let admitted = self.desk(|desk| {
             if desk.shares.len() >= SHARES_MAX {
                 desk.shares.clear();
             }
@@ -206,12 +210,16 @@ impl Uploader {
             };
             desk.shares.insert((task, peer), given.saturating_add(1));
             Some((ticket, turn))
-        })?;
+        });
+        let Some((ticket, turn)) = admitted else { return Ok(None) };
         let slot = Slot { uploader: self.clone(), ticket };
-        if let Some(turn) = turn {
-            turn.await.ok()?;
+        let Some(mut turn) = turn else { return Ok(Some(slot)) };
+        loop {
+            match tokio::time::timeout(QUEUED_EVERY, &mut turn).await {
+                Ok(granted) => return Ok(granted.ok().map(|()| slot)),
+                Err(_) => stream.send(&PieceReply::Queued).await?,
+            }
         }
-        Some(slot)
     }
 
     fn desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {

@@ -36,7 +36,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a cluster of a handful may take until all know all.
 const CLUSTER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What agents log, to be shown when a case fails.
+/// What agents log, to be shown when a case fails, unless the environment says otherwise.
 const LOG_LEVEL: &str = "info";
 
 /// An agent on a host.
@@ -157,7 +157,10 @@ impl Agent {
     pub async fn resume(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "{} runs already", self.host.name);
         let run = self.host.run(self.darter.to_str().context("the path of darter is not UTF-8")?);
-        let run = run.args(["agent", "--config"]).arg(&self.config).env("DARTER_LOG", LOG_LEVEL);
+        let run = run
+            .args(["agent", "--config"])
+            .arg(&self.config)
+            .env("DARTER_LOG", std::env::var("DARTER_LOG").as_deref().unwrap_or(LOG_LEVEL));
         self.daemon = Some(Daemon::start(&format!("{}-agent", self.host.name), run, &self.log)?);
         let ready = || async { self.admin("/readyz").output().await.is_ok() };
         let result = wait_for(&format!("the agent on {}", self.host.name), READY_DEADLINE, ready).await;

@@ -1,5 +1,6 @@
 //! What the lab tries, in the order in which it is run: the lab itself first, then real clients, then trouble.
 
+mod calm;
 mod credentials;
 mod crowd;
 mod cut_off;
@@ -8,7 +9,6 @@ mod freeze;
 mod killed;
 mod leases;
 mod loss;
-mod many;
 mod pulls;
 mod restart;
 mod rolling;
@@ -57,6 +57,8 @@ pub const CASES: &[Case] = &[
     Case { name: "cut-off-before", tools: &[], agent: true, run: |world| Box::pin(cut_off::before(world)) },
     Case { name: "cut-off-during", tools: &[], agent: true, run: |world| Box::pin(cut_off::during(world)) },
     Case { name: "leases", tools: &[], agent: true, run: |world| Box::pin(leases::leases(world)) },
+    Case { name: "calm", tools: &[], agent: true, run: |world| Box::pin(calm::calm(world)) },
+    Case { name: "slow", tools: &[], agent: true, run: |world| Box::pin(calm::slow(world)) },
     Case { name: "restart", tools: &[], agent: true, run: |world| Box::pin(restart::restart(world)) },
 ];
 
@@ -69,5 +71,5 @@ pub const PENDING: &[Case] = &[
     Case { name: "split", tools: &[], agent: true, run: |world| Box::pin(split::split(world)) },
     Case { name: "rolling", tools: &[], agent: true, run: |world| Box::pin(rolling::rolling(world)) },
     Case { name: "each-killed", tools: &[], agent: true, run: |world| Box::pin(rolling::each_killed(world)) },
-    Case { name: "many", tools: &[], agent: true, run: |world| Box::pin(many::many(world)) },
+    Case { name: "many", tools: &[], agent: true, run: |world| Box::pin(calm::many(world)) },
 ];

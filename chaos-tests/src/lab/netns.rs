@@ -1,4 +1,5 @@
-//! Hosts as network namespaces, joined by a bridge that lives in a namespace too.
+//! Hosts as network namespaces, joined by a router that is a namespace too. Not by a bridge: all namespaces share one table
+//! of neighbours, which holds 1024, and fifty hosts that know each other's hardware addresses need 2450.
 //!
 //! Nothing is made in the machine's own namespace, so any number of labs may use the same addresses at once.
 
@@ -14,7 +15,10 @@ use super::command::{Run, wait_for};
 /// Every lab's network. Only visible inside its namespaces.
 const SUBNET: [u8; 3] = [10, 77, 0];
 
-/// Hosts per switch: the last byte of the address, without network and broadcast.
+/// The router's address at each of its ports. Link-local, so that no host has it.
+const ROUTER: &str = "169.254.77.1";
+
+/// Hosts per router: the last byte of the address, without network and broadcast.
 const HOSTS_MAX: u8 = 254;
 
 /// How long killed processes may take to be gone, and with them their mounts.
@@ -23,7 +27,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Where iproute2 keeps named namespaces.
 const NAMESPACES: &str = "/run/netns";
 
-/// A switch and the hosts plugged into it.
+/// A router and the hosts plugged into it.
 #[derive(Debug)]
 pub struct Network {
     prefix: String,
@@ -35,21 +39,21 @@ pub struct Network {
 pub struct Host {
     /// Short name, unique in its network.
     pub name: String,
-    /// Address on the switch.
+    /// Its address.
     pub address: Ipv4Addr,
     namespace: String,
-    switch: String,
-    /// The other end of `eth0`, at the switch.
+    router: String,
+    /// The other end of `eth0`, at the router.
     port: String,
 }
 
 impl Network {
-    /// Makes the switch. All names begin with `prefix`.
+    /// Makes the router. All names begin with `prefix`.
     pub async fn new(prefix: &str) -> Result<Self> {
-        let switch = format!("{prefix}-switch");
-        ip(&["netns", "add", &switch]).await?;
-        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]).await?;
-        ip(&["-n", &switch, "link", "set", "br0", "up"]).await?;
+        let router = format!("{prefix}-router");
+        ip(&["netns", "add", &router]).await?;
+        let forward = Run::new("nsenter").arg(format!("--net={NAMESPACES}/{router}"));
+        forward.args(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]).output().await?;
         Ok(Self { prefix: prefix.to_owned(), hosts: 0 })
     }
 
@@ -57,17 +61,26 @@ impl Network {
     pub async fn host(&mut self, name: &str) -> Result<Host> {
         self.hosts = self.hosts.checked_add(1).filter(|n| *n <= HOSTS_MAX).context("too many hosts")?;
         let address = Ipv4Addr::new(SUBNET[0], SUBNET[1], SUBNET[2], self.hosts);
-        let (namespace, switch) = (format!("{}-{name}", self.prefix), format!("{}-switch", self.prefix));
+        let (namespace, router) = (format!("{}-{name}", self.prefix), format!("{}-router", self.prefix));
         let port = format!("p{}", self.hosts);
+        let (own, inside) = (format!("{address}/32"), ["-n", &namespace]);
         ip(&["netns", "add", &namespace]).await?;
         let pair =
-            ["link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port, "netns", &switch];
+            ["link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port, "netns", &router];
         ip(&pair).await?;
-        ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]).await?;
-        ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]).await?;
-        ip(&["-n", &namespace, "link", "set", "lo", "up"]).await?;
-        ip(&["-n", &namespace, "link", "set", "eth0", "up"]).await?;
-        Ok(Host { name: name.to_owned(), address, namespace, switch, port })
+        ip(&["-n", &router, "addr", "add", &format!("{ROUTER}/32"), "dev", &port]).await?;
+        ip(&["-n", &router, "link", "set", &port, "up"]).await?;
+        ip(&["-n", &router, "route", "add", &own, "dev", &port]).await?;
+        for args in [
+            &["addr", "add", &own, "dev", "eth0"][..],
+            &["link", "set", "lo", "up"],
+            &["link", "set", "eth0", "up"],
+            &["route", "add", ROUTER, "dev", "eth0"],
+            &["route", "add", "default", "via", ROUTER, "dev", "eth0"],
+        ] {
+            ip(&[&inside[..], args].concat()).await?;
+        }
+        Ok(Host { name: name.to_owned(), address, namespace, router, port })
     }
 }
 
@@ -131,7 +144,7 @@ exec "$@""#;
     /// Limits what leaves this host, and what arrives there, to `megabits` per second each.
     pub async fn limit(&self, megabits: u32) -> Result<()> {
         self.limit_egress(megabits).await?;
-        Run::new("tc").args(["-n", &self.switch]).args(limited(&self.port, megabits)).output().await.map(drop)
+        Run::new("tc").args(["-n", &self.router]).args(limited(&self.port, megabits)).output().await.map(drop)
     }
 
     /// Lifts the limit.

@@ -41,7 +41,13 @@ struct Held {
 impl Leases {
     /// Frees the leases that made no progress for [`LAPSE`].
     pub fn expire(&mut self, now: Instant) {
-        self.held.retain(|_, held| now.saturating_duration_since(held.progress) < LAPSE);
+        self.held.retain(|_, held| {
+            let alive = now.saturating_duration_since(held.progress) < LAPSE;
+            if !alive {
+                tracing::debug!(to = %held.to, open = held.open.count(), "a lease lapses");
+            }
+            alive
+        });
     }
 
     /// Whether somebody is fetching `piece`.
@@ -91,13 +97,15 @@ impl Leases {
     /// Takes a lease back from `node`.
     pub fn release(&mut self, id: LeaseId, node: NodeId) {
         if self.held.get(&id).is_some_and(|held| held.to == node) {
-            self.held.remove(&id);
+            let open = self.held.remove(&id).map(|held| held.open.count());
+            tracing::debug!(%node, open, "a lease is given back");
         }
     }
 
     /// Takes every lease of `node` back.
     pub fn release_all(&mut self, node: NodeId) {
         self.held.retain(|_, held| held.to != node);
+        tracing::debug!(%node, "all leases are taken back");
     }
 }
 

@@ -60,6 +60,12 @@ struct MemberState {
     blamed_by: BTreeMap<NodeId, Instant>,
 }
 
+impl MemberState {
+    fn is_complete(&self) -> bool {
+        self.have.as_ref().is_some_and(Bitmap::is_full)
+    }
+}
+
 impl Swarm {
     /// A task that nobody takes part in yet.
     #[must_use]
@@ -121,7 +127,7 @@ impl Swarm {
         self.last_used = now;
         self.leases.expire(now);
         self.merge(from, request.have.as_ref());
-        if self.members[&from].have.as_ref().is_some_and(Bitmap::is_full) {
+        if self.members[&from].is_complete() {
             return Ok(PullPieceResponse::Finish { geometry });
         }
         let distrusted = self.distrusted(from, now);
@@ -132,9 +138,10 @@ impl Swarm {
             return Ok(PullPieceResponse::Pieces(sources));
         }
         if request.can_fetch
-            && let Some(pieces) = self.next_run(from, request, &distrusted, cluster_size)
+            && let Some(pieces) = self.next_run(from, request, &distrusted, now, cluster_size)
         {
             *next_lease += 1;
+            tracing::debug!(task = %self.task, %from, first = pieces.first.0, count = pieces.count, urgent = ?request.urgent, "lease");
             return Ok(PullPieceResponse::Lease(self.leases.grant(
                 LeaseId(*next_lease),
                 from,
@@ -186,6 +193,7 @@ impl Swarm {
             return Err(TrackerError::NotRegistered { task: self.task });
         }
         self.last_used = now;
+        tracing::debug!(task = %self.task, %from, peer = %request.peer, kind = ?request.kind, pieces = ?request.pieces, "a member failed another");
         if request.kind == ErrorKind::NotFound && !request.pieces.is_empty() {
             // A piece that rotted is no reason to avoid a holder of all the others. It says so itself when it has it again.
             self.withdraw(request.peer, &request.pieces);
@@ -283,13 +291,20 @@ impl Swarm {
     /// The members that `asker` is not sent to: himself, and who failed him or several. They are few, so whether a piece
     /// can be had is what is left of its holders without them, and nobody goes through a thousand members per piece.
     fn distrusted(&self, asker: NodeId, now: Instant) -> BTreeSet<NodeId> {
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < BLAME_DECAY;
-        let failed = |member: &MemberState| {
-            member.blamed_by.get(&asker).is_some_and(fresh)
-                || member.blamed_by.values().filter(|at| fresh(at)).count() >= BLAME_QUORUM
+        let failed_him = |member: &MemberState| {
+            member.blamed_by.get(&asker).is_some_and(|at| now.saturating_duration_since(*at) < BLAME_DECAY)
         };
-        let failing = self.members.iter().filter(|(_, member)| !member.blamed_by.is_empty() && failed(member));
-        failing.map(|(node, _)| *node).chain([asker]).collect()
+        let failing = self.members.iter().filter(|(_, member)| failed_him(member)).map(|(node, _)| *node);
+        self.isolated(now).into_iter().chain(failing).chain([asker]).collect()
+    }
+
+    /// The members that nobody is sent to, since they failed several.
+    fn isolated(&self, now: Instant) -> BTreeSet<NodeId> {
+        let fresh = |at: &&Instant| now.saturating_duration_since(**at) < BLAME_DECAY;
+        // Where only one is left who could complain, his word is all there is.
+        let askers = self.members.values().filter(|member| !member.is_complete()).take(BLAME_QUORUM).count();
+        let failed_many = |member: &MemberState| member.blamed_by.values().filter(fresh).count() >= askers.max(1);
+        self.members.iter().filter(|(_, member)| failed_many(member)).map(|(node, _)| *node).collect()
     }
 
     /// How many members hold `piece` and are not in `distrusted`.
@@ -346,22 +361,27 @@ impl Swarm {
         from: NodeId,
         request: &PullPieceRequest,
         distrusted: &BTreeSet<NodeId>,
+        now: Instant,
         cluster_size: usize,
     ) -> Option<PieceRange> {
         let geometry = self.geometry?;
-        let free = |piece: PieceIndex| {
+        let free = |piece: PieceIndex, distrusted: &BTreeSet<NodeId>| {
             geometry.contains(piece)
                 && !self.holds(from, piece)
                 && !self.leases.covers(piece)
                 && self.reachable(piece, distrusted) == 0
         };
-        if let Some(piece) = request.urgent.filter(|piece| free(*piece)) {
+        if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted)) {
             return Some(PieceRange { first: piece, count: 1 });
         }
         if self.leases.has(from) || self.leases.fetchers() >= fetchers_max(cluster_size) {
             return None;
         }
-        let open: Vec<PieceIndex> = (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece)).collect();
+        // What a holder does not give to this one member others will pass on. Only what none of them could get from him is
+        // fetched a second time, beside what a reader waits for.
+        let isolated = self.isolated(now);
+        let open: Vec<PieceIndex> =
+            (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated)).collect();
         let length = run_length(&geometry, open.len() as u32, cluster_size);
         let first = PieceRange::gather(open).into_iter().next()?;
         Some(PieceRange { first: first.first, count: first.count.min(length) })

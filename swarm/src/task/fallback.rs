@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use darter_tracker::{PieceIndex, PieceRange};
 
 use super::link::SILENT_READER;
+use super::neighbour::Neighbour;
 use super::{Action, Fallback, Task, Waiting};
 
 /// A reader that waits this long for one piece has it asked for as urgent.
@@ -41,9 +42,14 @@ impl Task {
         if self.have.contains(piece) || self.origin.covers(piece) || !self.may_judge(now) {
             return Need::Nothing;
         }
-        let mut asked = self.neighbours.values().filter(|neighbour| neighbour.asked(piece)).peekable();
-        if asked.peek().is_some() {
-            return if asked.all(|neighbour| neighbour.slow(piece, now)) { Need::Hedge } else { Need::Nothing };
+        let asked: Vec<_> = self.neighbours.values().filter(|neighbour| neighbour.asked(piece)).collect();
+        if !asked.is_empty() {
+            // A second one is asked of a slow peer, a third only when both are silent.
+            let late = |neighbour: &&Neighbour| match asked.len() {
+                1 => neighbour.slow(piece, now),
+                _ => neighbour.silent(piece, now),
+            };
+            return if asked.iter().all(late) { Need::Hedge } else { Need::Nothing };
         }
         if waited >= SILENT_READER && self.link.silent(now) {
             return Need::Alone;

@@ -8,14 +8,17 @@ use darter_tracker::{
 
 use super::{Action, RunId, Task};
 
-/// A home that has not answered a call for this long is not waited for by a reader any more.
+/// A home that owes an answer and from which nothing has come for this long is not waited for by a reader any more.
 ///
 /// The design asks for 100 ms (D3). On a two-core machine that was busy compiling, homes took longer than that for the
 /// first call, which includes a handshake, and three of eleven laboratory pulls fetched a piece or two needlessly.
 pub const SILENT_READER: Duration = Duration::from_millis(250);
 
-/// A home that has not answered a call for this long is left for the next in rank (D3).
+/// A home that owes an answer and from which nothing has come for this long is left for the next in rank (D3).
 pub const SILENT_HOME: Duration = Duration::from_millis(500);
+
+/// A home that has not answered a call for this long is left though it is alive: its link is of no use.
+pub const ANSWER_MAX: Duration = Duration::from_secs(3);
 
 /// The shortest time between two PullPiece calls that gave no lease.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
@@ -38,6 +41,8 @@ pub(super) struct Link {
     register_at: Instant,
     pull_sent: Option<Instant>,
     report_sent: Option<Instant>,
+    /// When something last came from the home, if that was noticed.
+    heard: Option<Instant>,
     next_pull: Instant,
     /// Arrived and not reported yet.
     unreported: Vec<PieceIndex>,
@@ -56,6 +61,7 @@ impl Link {
             register_at: now,
             pull_sent: None,
             report_sent: None,
+            heard: None,
             next_pull: now,
             unreported: Vec::new(),
             report_due: false,
@@ -146,9 +152,27 @@ impl Link {
         self.report_due = true;
     }
 
-    /// Since when the present home owes an answer.
-    fn waiting_since(&self) -> Option<Instant> {
+    /// The home, if it owes an answer.
+    pub(super) fn debtor(&self) -> Option<NodeId> {
+        self.home().filter(|_| self.asked().is_some())
+    }
+
+    /// Notes that something has come from `node`.
+    pub(super) fn heard(&mut self, node: NodeId, now: Instant) {
+        if self.home() == Some(node) {
+            self.heard = Some(now);
+        }
+    }
+
+    /// When the first call was made that the present home has not answered.
+    fn asked(&self) -> Option<Instant> {
         [self.register_sent, self.pull_sent, self.report_sent].into_iter().flatten().min()
+    }
+
+    /// Since when nothing has come from the present home, which owes an answer. Its life counts for [`ANSWER_MAX`].
+    fn waiting_since(&self) -> Option<Instant> {
+        let asked = self.asked()?;
+        Some(self.heard.map_or(asked, |heard| heard.clamp(asked, asked + ANSWER_MAX)))
     }
 
     /// Whether a reader has waited for a home long enough.
@@ -166,6 +190,7 @@ impl Link {
         self.silent_since = self.silent_since.or(self.waiting_since()).or(Some(now));
         self.at = if at < self.order.len() { at } else { 0 };
         self.registered = false;
+        self.heard = None;
         (self.register_sent, self.pull_sent, self.report_sent) = (None, None, None);
     }
 

@@ -14,14 +14,21 @@ pub const NEIGHBOURS_MAX: usize = 48;
 /// Pieces asked of one peer at a time: one on its way while the next waits in the sender's queue.
 pub const PIPELINE: usize = 2;
 
-/// A request is given up after this, plus what the piece takes at [`RATE_MIN`].
-const DEADLINE_BASE: Duration = Duration::from_secs(1);
+/// A peer from which nothing comes for so long, not even an acknowledgement, has failed. How long a piece takes says nothing:
+/// on a link of 20 Mb/s that carries four of them it is a second and more.
+const SILENCE: Duration = Duration::from_millis(750);
+
+/// A request is given up after this, plus what the piece takes at [`RATE_MIN`], though its peer is alive.
+const DEADLINE_BASE: Duration = Duration::from_secs(5);
 
 /// A peer slower than this (bytes per second) is not worth waiting for.
-const RATE_MIN: u64 = 1024 * 1024;
+const RATE_MIN: u64 = 256 * 1024;
 
-/// A piece is asked of a second peer when it has taken this long, or three times what the peer usually takes.
-const HEDGE_MIN: Duration = Duration::from_millis(200);
+/// A piece is asked of a second peer when nothing has come from the first for so long,
+const HEDGE_SILENT: Duration = Duration::from_millis(250);
+
+/// or when it has taken this long, or three times what pieces of that peer usually take.
+const HEDGE_MIN: Duration = Duration::from_millis(500);
 
 /// How long a busy peer is left alone, with as much jitter again.
 const BUSY_PAUSE: Duration = Duration::from_millis(15);
@@ -46,7 +53,10 @@ pub struct Neighbour {
     requests: BTreeMap<PieceIndex, Request>,
     paused_until: Option<Instant>,
     failures: u32,
-    latency: Duration,
+    /// When something last came from it, if that was noticed.
+    heard: Option<Instant>,
+    /// How long its pieces take; `None` before the first.
+    latency: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +75,8 @@ impl Neighbour {
             requests: BTreeMap::new(),
             paused_until: None,
             failures: 0,
-            latency: HEDGE_MIN / 3,
+            heard: None,
+            latency: None,
         }
     }
 
@@ -142,7 +153,7 @@ impl Neighbour {
     /// How many pieces it is asked for, and how long it usually takes: the fewer and shorter, the better.
     #[must_use]
     pub fn load(&self) -> (usize, Duration) {
-        (self.requests.len(), self.latency)
+        (self.requests.len(), self.latency.unwrap_or(HEDGE_MIN))
     }
 
     /// How many pieces it is asked for.
@@ -165,7 +176,25 @@ impl Neighbour {
     /// Whether its answer for `piece` is overdue, so that another may be asked as well.
     #[must_use]
     pub fn slow(&self, piece: PieceIndex, now: Instant) -> bool {
-        self.requests.get(&piece).is_some_and(|request| now >= request.since + self.hedge_after())
+        self.requests
+            .get(&piece)
+            .is_some_and(|request| now >= request.since + self.hedge_after() || self.silent(piece, now))
+    }
+
+    /// Whether nothing has come from it for a while since it was asked for `piece`.
+    #[must_use]
+    pub fn silent(&self, piece: PieceIndex, now: Instant) -> bool {
+        self.requests.get(&piece).is_some_and(|request| now >= self.alive(request) + HEDGE_SILENT)
+    }
+
+    /// Notes that something has come from it.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.heard = Some(now);
+    }
+
+    /// When it was last known to be alive, as far as `request` is concerned.
+    fn alive(&self, request: &Request) -> Instant {
+        self.heard.map_or(request.since, |heard| heard.max(request.since))
     }
 
     pub(super) fn ask(&mut self, piece: PieceIndex, bytes: u32, now: Instant) {
@@ -177,7 +206,7 @@ impl Neighbour {
         self.failures = 0;
         if let Some(request) = self.requests.remove(&piece) {
             let took = now.saturating_duration_since(request.since);
-            self.latency = (self.latency * 7 + took) / 8;
+            self.latency = Some(self.latency.map_or(took, |usual| (usual * 7 + took) / 8));
         }
     }
 
@@ -203,22 +232,29 @@ impl Neighbour {
         true
     }
 
-    /// The requests that are past their deadline.
-    pub(super) fn overdue(&self, now: Instant) -> Vec<PieceIndex> {
-        self.requests.iter().filter(|(_, request)| now >= request.deadline).map(|(piece, _)| *piece).collect()
+    /// The requests that are given up, and whether because the peer is silent.
+    pub(super) fn overdue(&self, now: Instant) -> Vec<(PieceIndex, bool)> {
+        let overdue = |(piece, request): (&PieceIndex, &Request)| {
+            let silent = now >= self.alive(request) + SILENCE;
+            (silent || now >= request.deadline).then_some((*piece, silent))
+        };
+        self.requests.iter().filter_map(overdue).collect()
     }
 
     pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> + '_ {
         let hedge = self.hedge_after();
         self.requests
             .values()
-            .flat_map(move |request| [request.since + hedge, request.deadline])
+            .flat_map(move |request| {
+                let alive = self.alive(request);
+                [request.since + hedge, alive + HEDGE_SILENT, alive + SILENCE, request.deadline]
+            })
             .chain(self.paused_until)
             .filter(move |at| *at > now)
     }
 
     fn hedge_after(&self) -> Duration {
-        (self.latency * 3).max(HEDGE_MIN)
+        (self.latency.unwrap_or(HEDGE_MIN) * 3).max(HEDGE_MIN)
     }
 
     fn pause(&self) -> Duration {

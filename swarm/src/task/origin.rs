@@ -284,6 +284,7 @@ impl Task {
             .map(|(id, _)| *id)
             .collect();
         for run in dead {
+            tracing::debug!(task = %self.id, ?run, "the registry is silent");
             self.origin.failed(run, OriginFailure::Transient, now);
             self.actions.push_back(Action::Stop { run });
         }

@@ -22,18 +22,21 @@ const IN_FLIGHT_MAX: usize = 32;
 impl Task {
     /// Gives up what is past its deadline. A node that is late itself gives it up without blaming anybody.
     pub(super) fn expire_requests(&mut self, now: Instant) {
-        let overdue: Vec<(NodeId, PieceIndex)> = self
+        let overdue: Vec<(NodeId, PieceIndex, bool)> = self
             .neighbours
             .iter()
-            .flat_map(|(peer, neighbour)| neighbour.overdue(now).into_iter().map(|piece| (*peer, piece)))
+            .flat_map(|(peer, neighbour)| {
+                neighbour.overdue(now).into_iter().map(|(piece, silent)| (*peer, piece, silent))
+            })
             .collect();
-        for (peer, piece) in overdue {
+        for (peer, piece, silent) in overdue {
             self.actions.push_back(Action::Cancel { peer, piece });
             let kind = self.may_judge(now).then_some(ErrorKind::Unreachable);
             if let Some(neighbour) = self.neighbours.get_mut(&peer) {
                 neighbour.fail(piece, kind, now, &mut self.rng);
             }
-            if let Some(kind) = kind {
+            // A peer that is merely slow is of use to others.
+            if let Some(kind) = kind.filter(|_| silent) {
                 self.blame(peer, vec![darter_tracker::PieceRange { first: piece, count: 1 }], kind);
             }
         }

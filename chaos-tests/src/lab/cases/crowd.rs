@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
-use crate::lab::agent::{Cluster, Remote};
+use crate::lab::agent::{Cluster, Metrics, Remote};
 use crate::lab::client::{Pulled, Received};
 use crate::lab::command::wait_for;
 use crate::lab::cpu::Ticks;
@@ -21,11 +21,11 @@ use crate::lab::world::World;
 pub(super) const NODES: usize = 10;
 
 /// Every link of it, in each direction, the origin's too: ten nodes at this rate are about what two cores can carry.
-const MEGABITS: u32 = 100;
+pub(super) const MEGABITS: u32 = 100;
 
 /// The layers of noise of the usual image, which has 64 MiB with busybox: the largest first, for the middle of the pull to
 /// be in the middle of it.
-const LAYERS_BYTES: [usize; 4] = [(28 << 20) + 4321, 17 << 20, 10 << 20, 7 << 20];
+pub(super) const LAYERS_BYTES: [usize; 4] = [(28 << 20) + 4321, 17 << 20, 10 << 20, 7 << 20];
 
 /// What a node has received when the pull is in its middle: a quarter of the image.
 const MIDDLE_BYTES: u64 = 16 << 20;
@@ -52,7 +52,7 @@ pub(super) struct Crowd {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Served {
     /// The slowest client's time.
-    took: Duration,
+    pub(super) took: Duration,
     /// The longest wait for a first byte.
     first_byte: Duration,
     /// The longest wait within a response: of half of them, of all but a hundredth, and of any.
@@ -129,6 +129,18 @@ impl Crowd {
         Ok(sent.values().map(|blob| blob.sent_bytes).sum::<u64>() as f64 / image.bytes() as f64)
     }
 
+    /// Responses of the origin with bytes of the image, and bytes in them that it had sent before.
+    pub(super) async fn origin_work(&self, image: &Image) -> Result<(usize, u64)> {
+        let sent = self.sent(image).await?;
+        Ok((sent.values().map(|blob| blob.responses).sum(), sent.values().map(Coverage::again_bytes).sum()))
+    }
+
+    /// Piece bytes that the nodes sent to each other, and those of them that arrived.
+    pub(super) async fn between_peers(&self) -> Result<(u64, u64)> {
+        let all = self.cluster.metrics().await?;
+        Ok((all.iter().map(Metrics::to_peers).sum(), all.iter().map(Metrics::from_peers).sum()))
+    }
+
     async fn sent(&self, image: &Image) -> Result<BTreeMap<String, Coverage>> {
         let sent = self.origin.sent().await?;
         let covered = |digest: &String| Coverage::of(sent.get(digest).map(Vec::as_slice).unwrap_or_default());
@@ -176,7 +188,8 @@ impl Pulls {
         Ok(())
     }
 
-    fn served(&self, whose: impl Fn(usize) -> bool) -> Result<Served> {
+    /// How the clients of `whose` were served, of those that have finished.
+    pub(super) fn served(&self, whose: impl Fn(usize) -> bool) -> Result<Served> {
         let finished =
             self.ended.iter().filter(|(node, _)| whose(**node)).filter_map(|(_, pulled)| pulled.as_ref().ok());
         let finished: Vec<&Pulled> = finished.collect();
