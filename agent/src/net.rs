@@ -150,7 +150,7 @@ impl Transport {
     /// Opens a stream to `peer`, and to nobody else who may answer there. Calls for one peer share one connection and
     /// one dial. The peer learns of the stream with the first bytes that are sent on it.
     ///
-    /// Takes at most a handshake (1 s) twice; a peer that does not answer costs one. Cancelling is harmless.
+    /// Takes at most a handshake (3 s) twice; a peer that does not answer costs one. Cancelling is harmless.
     ///
     /// # Errors
     /// Why there is no stream; nothing has been said to the peer.

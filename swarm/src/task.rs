@@ -35,6 +35,7 @@ pub use self::action::{Action, Fallback, OriginFailure, ReaderId, RunId};
 use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
+use self::pick::Appetite;
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
 /// cost a thousand per GiB and neighbour, and availability that is 10 ms old does no harm.
@@ -61,6 +62,7 @@ pub struct Task {
     availability: Vec<u32>,
     link: Link,
     origin: Origin,
+    appetite: Appetite,
     readers: BTreeMap<ReaderId, Waiting>,
     /// Arrived, and not told to the neighbours yet, since when.
     untold: Vec<PieceIndex>,
@@ -92,6 +94,7 @@ impl Task {
             neighbours: BTreeMap::new(),
             link: Link::new(homes, now),
             origin: Origin::default(),
+            appetite: Appetite::default(),
             readers: BTreeMap::new(),
             untold: Vec::new(),
             untold_since: None,
@@ -275,6 +278,7 @@ impl Task {
     pub fn handle_piece(&mut self, peer: NodeId, piece: PieceIndex, now: Instant) {
         if let Some(neighbour) = self.neighbours.get_mut(&peer) {
             neighbour.delivered(piece, now);
+            self.appetite.delivered();
         }
         self.arrived(piece, now);
         self.advance(now);
@@ -301,6 +305,9 @@ impl Task {
         // An answer to a request that was cancelled or has timed out says nothing new.
         if !neighbour.fail(piece, kind, now, &mut self.rng) {
             return;
+        }
+        if kind.is_none() {
+            self.appetite.refused();
         }
         if kind == Some(ErrorKind::NotFound) && neighbour.withdraw(piece) {
             self.availability[piece.0 as usize] -= 1;

@@ -209,6 +209,17 @@ struct WireBitmap {
     words: Vec<u64>,
 }
 
+/// The bits that are set, a word at a time: a downloader goes through its bitmaps at every event.
+fn ones(words: impl Iterator<Item = u64>) -> impl Iterator<Item = PieceIndex> {
+    words.zip(0u32..).flat_map(|(mut word, at)| {
+        std::iter::from_fn(move || {
+            let bit = (word != 0).then(|| word.trailing_zeros())?;
+            word &= word - 1;
+            Some(PieceIndex(at * 64 + bit))
+        })
+    })
+}
+
 impl Bitmap {
     /// The empty set for a task of `pieces` pieces, at most [`Geometry::PIECES_MAX`].
     #[must_use]
@@ -279,12 +290,18 @@ impl Bitmap {
 
     /// The pieces in the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = PieceIndex> + '_ {
-        (0..self.pieces).map(PieceIndex).filter(|piece| self.contains(*piece))
+        ones(self.words.iter().copied())
     }
 
     /// The pieces that are not in the set, in order.
     pub fn missing(&self) -> impl Iterator<Item = PieceIndex> + '_ {
-        (0..self.pieces).map(PieceIndex).filter(|piece| !self.contains(*piece))
+        let pieces = self.pieces;
+        ones(self.words.iter().map(|word| !word)).take_while(move |piece| piece.0 < pieces)
+    }
+
+    /// The pieces that are in `other` as well, in order.
+    pub fn common<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = PieceIndex> + 'a {
+        ones(self.words.iter().zip(&other.words).map(|(one, other)| one & other))
     }
 
     /// How many pieces from the start are there without a gap.

@@ -20,7 +20,7 @@ use super::{Gossip, Roster};
 use crate::net::{Peer, Transport};
 
 /// A call to a member from which nothing comes for this long has failed; the downloader has turned to the next home by then.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// A call that takes longer has failed though the member is alive.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);

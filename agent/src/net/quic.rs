@@ -21,8 +21,8 @@ use super::identity::CertifyError;
 /// Times of a connection. One struct, so that tests need not wait as long as agents do.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {
-    /// For a whole handshake. Two round trips take milliseconds; a peer that needs longer is of no use to a client
-    /// that waits, and the registry is asked instead.
+    /// For a whole handshake. Two round trips take milliseconds, but seconds on a crowded link, or where fifty members begin
+    /// at the same moment on one machine. No client waits for it: the registry is asked instead.
     pub(super) connect: Duration,
     /// Silence after which a connection is dead. Not the deadline of a request: each request has its own, shorter one.
     pub(super) idle: Duration,
@@ -35,7 +35,7 @@ pub(super) struct Timing {
 impl Timing {
     /// What agents use.
     pub(super) const AGENT: Self = Self {
-        connect: Duration::from_secs(1),
+        connect: Duration::from_secs(3),
         idle: Duration::from_secs(5),
         keep_alive: Duration::from_millis(1500),
         unused: Duration::from_secs(60),

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::flight::Context;
 use super::task::Event;
 use crate::admin::metrics::PieceOrigin;
-use crate::net::{Peer, Receiver, Sender};
+use crate::net::{NetError, Peer, Receiver, Sender};
 use crate::source::peer::{self, PeerError};
 use crate::source::registry::{BlobOrigin, OriginError, RangeBody};
 use crate::store::{Blob, StoreError};
@@ -60,17 +60,19 @@ pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, pie
 }
 
 /// A session that this node begins.
-pub(super) async fn connect(context: &Context, blob: &Blob, peer: Peer) -> Option<(Sender, Receiver, Offer)> {
-    let session = peer::session(context.transport.as_ref()?, peer, own_offer(blob));
+pub(super) async fn connect(context: &Context, blob: &Blob, peer: Peer) -> Event {
+    let Some(transport) = &context.transport else { return Event::Unreachable(peer.id) };
+    let session = peer::session(transport, peer, own_offer(blob));
     match tokio::time::timeout(SESSION_TIMEOUT, session).await {
-        Ok(Ok(session)) => Some(session),
+        Ok(Ok((sender, receiver, offer))) => Event::Connected(Box::new((peer.id, offer, sender, receiver))),
+        Ok(Err(PeerError::Declined | PeerError::Unreachable(NetError::Full))) => Event::Declined(peer.id),
         Ok(Err(error)) => {
             tracing::debug!(peer = %peer.addr, %error, "no session");
-            None
+            Event::Unreachable(peer.id)
         }
         Err(_) => {
             tracing::debug!(peer = %peer.addr, "no session in time");
-            None
+            Event::Unreachable(peer.id)
         }
     }
 }

@@ -76,6 +76,8 @@ pub(super) enum Event {
     Session(Box<(NodeId, Offer, Sender, Receiver)>),
     /// A session that this node began is open.
     Connected(Box<(NodeId, Offer, Sender, Receiver)>),
+    /// The peer wants none.
+    Declined(NodeId),
     /// It could not be begun.
     Unreachable(NodeId),
     Have(NodeId, Vec<PieceRange>),
@@ -318,6 +320,12 @@ impl Driver {
                     self.open_session(peer, offer, sender, receiver, false);
                 }
             }
+            Event::Declined(peer) => {
+                // Where it has begun one itself meanwhile, that one goes on.
+                if self.sessions_with(peer) == 0 {
+                    self.core.handle_neighbour_gone(peer, true, now);
+                }
+            }
             Event::Unreachable(peer) => self.core.handle_unreachable(peer, now),
             Event::Have(peer, pieces) => self.core.handle_have(peer, &pieces, now),
             Event::SessionEnded(peer, session, serving) => {
@@ -504,12 +512,7 @@ impl Driver {
             return self.core.handle_unreachable(peer, Instant::now());
         };
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
-        self.spawn(async move {
-            match execute::connect(&flights.context, &flight.blob, address).await {
-                Some((sender, receiver, offer)) => Event::Connected(Box::new((peer, offer, sender, receiver))),
-                None => Event::Unreachable(peer),
-            }
-        });
+        self.spawn(async move { execute::connect(&flights.context, &flight.blob, address).await });
     }
 
     fn request(&mut self, peer: NodeId, piece: PieceIndex) {

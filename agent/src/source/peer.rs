@@ -13,6 +13,9 @@ pub enum PeerError {
     /// It serves too many others at present; it is not to blame.
     #[error("the peer is busy")]
     Busy,
+    /// It wants no session: it has enough of them, or begins one itself.
+    #[error("the peer wants no session")]
+    Declined,
     /// It does not have the piece that it offered.
     #[error("the peer does not have the piece")]
     NotHeld,
@@ -29,7 +32,8 @@ impl PeerError {
     #[must_use]
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {
-            Self::Busy => None,
+            // Where this node has no connection to spare, nobody else is to blame.
+            Self::Busy | Self::Declined | Self::Unreachable(NetError::Full) => None,
             Self::NotHeld => Some(ErrorKind::NotFound),
             Self::Wrong(_) => Some(ErrorKind::Mismatch),
             Self::Unreachable(_) => Some(ErrorKind::Unreachable),
@@ -76,14 +80,15 @@ pub async fn piece(
 /// Begins a session about a task: tells what is held here and learns what is held there.
 ///
 /// # Errors
-/// [`PeerError::Unreachable`], or [`PeerError::Wrong`] if the peer talks about something else.
+/// [`PeerError::Declined`], [`PeerError::Unreachable`], or [`PeerError::Wrong`] if the peer talks about something else.
 pub async fn session(transport: &Transport, peer: Peer, offer: Offer) -> Result<(Sender, Receiver, Offer), PeerError> {
     let task = offer.task;
     let (mut sender, mut receiver) = transport.open(peer).await?.split();
     sender.send(&Open::Session(offer)).await?;
-    match receiver.receive::<SessionFrame>().await? {
-        Some(SessionFrame::Offer(theirs)) if theirs.task == task => Ok((sender, receiver, theirs)),
-        Some(_) => Err(PeerError::Wrong("not an offer for this task")),
-        None => Err(PeerError::Wrong("no offer")),
+    match receiver.receive::<SessionFrame>().await {
+        Ok(Some(SessionFrame::Offer(theirs))) if theirs.task == task => Ok((sender, receiver, theirs)),
+        Ok(Some(_)) => Err(PeerError::Wrong("not an offer for this task")),
+        Ok(None) | Err(NetError::Abandoned) => Err(PeerError::Declined),
+        Err(error) => Err(error.into()),
     }
 }

@@ -1,13 +1,14 @@
 //! Origin leases of one task: which member may fetch which run of pieces from the registry, each piece once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{Bitmap, Geometry, Lease, LeaseId, NodeId, PieceIndex, PieceRange};
 
 /// A lease lapses after this long without progress: the registry is slow or the fetcher is gone. Fetchers renew while
-/// bytes come, so a slow registry does not cost the lease.
-pub const LAPSE: Duration = Duration::from_secs(2);
+/// bytes come, so a slow registry does not cost the lease; on a crowded link a renewal takes a second or two to arrive. The
+/// leases of a dead fetcher do not wait for this: who asks it for something notices sooner, and says so.
+pub const LAPSE: Duration = Duration::from_secs(4);
 
 /// Fetchers at a time in a cluster of [`LARGE_CLUSTER`] members or more.
 pub const FETCHERS_LARGE: usize = 8;
@@ -50,10 +51,10 @@ impl Leases {
         });
     }
 
-    /// Whether somebody is fetching `piece`.
+    /// Whether somebody who is not in `without` is fetching `piece`.
     #[must_use]
-    pub fn covers(&self, piece: PieceIndex) -> bool {
-        self.held.values().any(|held| held.open.contains(piece))
+    pub fn covers(&self, piece: PieceIndex, without: &BTreeSet<NodeId>) -> bool {
+        self.held.values().any(|held| held.open.contains(piece) && !without.contains(&held.to))
     }
 
     /// How many members are fetching.

@@ -18,6 +18,9 @@ use super::lease::{Leases, fetchers_max, run_length};
 /// are the whole tail (simulated with 16 and 32 at 1000 nodes).
 pub const DEGREE: usize = 16;
 
+/// Neighbours beyond which a downloader is introduced to nobody else: the first to come would know everybody.
+pub const DEGREE_MAX: usize = DEGREE + DEGREE / 2;
+
 /// Members of one task that a home keeps; a cluster is smaller.
 pub const MEMBERS_MAX: usize = 16_384;
 
@@ -202,6 +205,9 @@ impl Swarm {
         {
             peer.blamed_by.retain(|_, at| now.saturating_duration_since(*at) < BLAME_DECAY);
             peer.blamed_by.insert(from, now);
+            if self.isolated(now).contains(&request.peer) {
+                self.leases.release_all(request.peer);
+            }
         }
         Ok(())
     }
@@ -368,7 +374,7 @@ impl Swarm {
         let free = |piece: PieceIndex, distrusted: &BTreeSet<NodeId>| {
             geometry.contains(piece)
                 && !self.holds(from, piece)
-                && !self.leases.covers(piece)
+                && !self.leases.covers(piece, distrusted)
                 && self.reachable(piece, distrusted) == 0
         };
         if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted)) {
@@ -395,7 +401,9 @@ impl Swarm {
             let mut candidates: Vec<(usize, NodeId)> = self
                 .members
                 .iter()
-                .filter(|(node, _)| **node != from && !known.contains(node))
+                .filter(|(node, member)| {
+                    **node != from && !known.contains(node) && member.neighbours.len() < DEGREE_MAX
+                })
                 .map(|(node, member)| (member.neighbours.len(), *node))
                 .collect();
             candidates.shuffle(rng);

@@ -30,8 +30,9 @@ const HEDGE_SILENT: Duration = Duration::from_millis(250);
 /// or when it has taken this long, or three times what pieces of that peer usually take.
 const HEDGE_MIN: Duration = Duration::from_millis(500);
 
-/// How long a busy peer is left alone, with as much jitter again.
+/// How long a busy peer is left alone, with as much jitter again; doubled with each refusal in a row, up to the maximum.
 const BUSY_PAUSE: Duration = Duration::from_millis(15);
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(240);
 
 /// How long a peer is left alone after its first failure; doubled with each, up to the maximum.
 const PAUSE_BASE: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ pub struct Neighbour {
     requests: BTreeMap<PieceIndex, Request>,
     paused_until: Option<Instant>,
     failures: u32,
+    /// Refusals since it last delivered.
+    refusals: u32,
     /// When something last came from it, if that was noticed.
     heard: Option<Instant>,
     /// How long its pieces take; `None` before the first.
@@ -75,6 +78,7 @@ impl Neighbour {
             requests: BTreeMap::new(),
             paused_until: None,
             failures: 0,
+            refusals: 0,
             heard: None,
             latency: None,
         }
@@ -116,6 +120,11 @@ impl Neighbour {
     #[must_use]
     pub fn has(&self, piece: PieceIndex) -> bool {
         self.has.contains(piece)
+    }
+
+    /// What of `wanted` it offers, in order.
+    pub(super) fn offers<'a>(&'a self, wanted: &'a Bitmap) -> impl Iterator<Item = PieceIndex> + 'a {
+        self.has.common(wanted)
     }
 
     /// Whether it lacks something, so that a piece may be passed on to it.
@@ -204,6 +213,7 @@ impl Neighbour {
 
     pub(super) fn delivered(&mut self, piece: PieceIndex, now: Instant) {
         self.failures = 0;
+        self.refusals = 0;
         if let Some(request) = self.requests.remove(&piece) {
             let took = now.saturating_duration_since(request.since);
             self.latency = Some(self.latency.map_or(took, |usual| (usual * 7 + took) / 8));
@@ -220,7 +230,11 @@ impl Neighbour {
             return false;
         }
         let pause = match kind {
-            None => BUSY_PAUSE + BUSY_PAUSE.mul_f64(rng.random::<f64>()),
+            None => {
+                let pause = (BUSY_PAUSE * 2u32.saturating_pow(self.refusals.min(8))).min(BUSY_PAUSE_MAX);
+                self.refusals += 1;
+                pause + pause.mul_f64(rng.random::<f64>())
+            }
             Some(ErrorKind::NotFound) => BUSY_PAUSE,
             Some(ErrorKind::Unreachable) => {
                 self.failures += 1;

@@ -1,7 +1,7 @@
 //! Which piece to ask of which neighbour: in order within a short window at each reader, so that clients stream;
 //! beyond it the rarest first; ties at random. Slow answers are asked for a second time elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use darter_tracker::{Bitmap, ErrorKind, NodeId, PieceIndex};
@@ -18,6 +18,35 @@ const IN_FLIGHT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Pieces asked of peers at a time, at least and at most, whatever their size.
 const IN_FLIGHT_MIN: usize = 4;
 const IN_FLIGHT_MAX: usize = 32;
+
+/// How many pieces a downloader asks for at a time. The places at all senders together are four per node, so in a large
+/// swarm more requests than that only come back as busy (with 32 each, fifty nodes spent a core on refusing each other). Each
+/// delivery raises the number and each refusal lowers it, so that there is about one refusal for two deliveries.
+#[derive(Debug)]
+pub(super) struct Appetite {
+    eighths: usize,
+}
+
+impl Default for Appetite {
+    fn default() -> Self {
+        Self { eighths: 8 * 8 }
+    }
+}
+
+impl Appetite {
+    pub(super) fn delivered(&mut self) {
+        self.eighths = (self.eighths + 1).min(8 * IN_FLIGHT_MAX);
+    }
+
+    pub(super) fn refused(&mut self) {
+        self.eighths = (self.eighths - 2).max(8 * IN_FLIGHT_MIN);
+    }
+
+    /// For pieces of this size.
+    fn pieces(&self, size: u64) -> usize {
+        (self.eighths / 8).min((IN_FLIGHT_BYTES_MAX / size) as usize).max(IN_FLIGHT_MIN)
+    }
+}
 
 impl Task {
     /// Gives up what is past its deadline. A node that is late itself gives it up without blaming anybody.
@@ -48,9 +77,10 @@ impl Task {
             return;
         }
         let size = u64::from(self.geometry.piece_size().bytes());
-        let budget = ((IN_FLIGHT_BYTES_MAX / size) as usize).clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX);
+        let budget = self.appetite.pieces(size);
         let mut wanted = self.wanted();
         let windows: BTreeSet<PieceIndex> = self.readers.values().map(|waiting| waiting.piece).collect();
+        let late = self.late(now);
         let mut in_flight: usize = self.neighbours.values().map(|neighbour| neighbour.in_flight()).sum();
         let mut idle: Vec<NodeId> =
             self.neighbours.iter().filter(|(_, neighbour)| neighbour.ready(now)).map(|(peer, _)| *peer).collect();
@@ -61,7 +91,7 @@ impl Task {
                 if in_flight >= budget {
                     return true;
                 }
-                let Some(piece) = self.choose(*peer, &wanted, &windows, now) else { return false };
+                let Some(piece) = self.choose(*peer, &wanted, &windows, &late) else { return false };
                 let bytes = self.geometry.piece_length(piece);
                 let Some(neighbour) = self.neighbours.get_mut(peer) else { return false };
                 neighbour.ask(piece, bytes, now);
@@ -83,11 +113,11 @@ impl Task {
         peer: NodeId,
         wanted: &Bitmap,
         windows: &BTreeSet<PieceIndex>,
-        now: Instant,
+        late: &[PieceIndex],
     ) -> Option<PieceIndex> {
         self.in_window(peer, wanted, windows)
             .or_else(|| self.rarest(peer, wanted))
-            .or_else(|| self.overdue_elsewhere(peer, now))
+            .or_else(|| self.late_elsewhere(peer, late))
     }
 
     /// What is neither held nor on its way. Made once for all that is decided at a moment: to look at every request
@@ -119,7 +149,7 @@ impl Task {
     fn rarest(&mut self, peer: NodeId, wanted: &Bitmap) -> Option<PieceIndex> {
         let neighbour = self.neighbours.get(&peer)?;
         let mut best: Option<(u32, u32, PieceIndex)> = None;
-        for piece in wanted.iter().filter(|piece| neighbour.has(*piece)) {
+        for piece in neighbour.offers(wanted) {
             let holders = self.availability[piece.0 as usize];
             if best.is_some_and(|(fewest, ..)| holders > fewest) {
                 continue;
@@ -132,14 +162,24 @@ impl Task {
         best.map(|(.., piece)| piece)
     }
 
+    /// What one neighbour was asked for and is slow with.
+    fn late(&self, now: Instant) -> Vec<PieceIndex> {
+        let mut asked: BTreeMap<PieceIndex, (usize, bool)> = BTreeMap::new();
+        for neighbour in self.neighbours.values() {
+            for piece in neighbour.requested() {
+                let (count, slow) = asked.entry(piece).or_default();
+                *count += 1;
+                *slow |= neighbour.slow(piece, now);
+            }
+        }
+        let late =
+            asked.into_iter().filter(|(piece, (count, slow))| *count == 1 && *slow && !self.have.contains(*piece));
+        late.map(|(piece, _)| piece).collect()
+    }
+
     /// Endgame and hedging: with nothing new to ask for, a piece that another neighbour is slow with.
-    fn overdue_elsewhere(&self, peer: NodeId, now: Instant) -> Option<PieceIndex> {
-        let slow = |piece: &PieceIndex| {
-            let asked: Vec<_> = self.neighbours.values().filter(|neighbour| neighbour.asked(*piece)).collect();
-            asked.len() == 1 && asked[0].slow(*piece, now)
-        };
-        let candidates = self.neighbours.values().flat_map(|neighbour| neighbour.requested());
-        let open = |piece: &PieceIndex| self.neighbours[&peer].has(*piece) && !self.neighbours[&peer].asked(*piece);
-        candidates.filter(|piece| open(piece) && !self.have.contains(*piece) && slow(piece)).min()
+    fn late_elsewhere(&self, peer: NodeId, late: &[PieceIndex]) -> Option<PieceIndex> {
+        let neighbour = self.neighbours.get(&peer)?;
+        late.iter().copied().find(|piece| neighbour.has(*piece) && !neighbour.asked(*piece))
     }
 }
