@@ -271,7 +271,7 @@ async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, f
 async fn make_known(gossip: &Gossip, tracker: &GossipTracker, home: NodeId, held: (TaskId, Geometry, Bitmap)) {
     let (task, geometry, have) = held;
     let quarters = (u64::from(have.count()) * u64::from(WHOLE) / u64::from(geometry.pieces())) as u8;
-    let request = RegisterRequest { task, geometry: Some(geometry), have: Some(have) };
+    let request = RegisterRequest::new(task, Some(geometry), Some(have));
     match tracker.register(home, request).await {
         Ok(response) if response.advertise && response.geometry == Some(geometry) => {
             gossip.publish(EventBody::Length { task, geometry });

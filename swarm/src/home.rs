@@ -73,7 +73,7 @@ impl Home {
             self.make_room(now);
         }
         let swarm = self.tasks.entry(request.task).or_insert_with(|| Swarm::new(request.task, now));
-        swarm.register(from, request, now, &mut self.rng)
+        swarm.register(from, request, now, &mut self.next_lease, &mut self.rng)
     }
 
     /// Answers a PullPiece.

@@ -154,7 +154,9 @@ impl Task {
 
     /// The home answered a Register.
     pub fn handle_registered(&mut self, home: NodeId, response: &RegisterResponse, now: Instant) {
-        if self.link.registered(home, now) {
+        if self.link.registered(home, &self.have, now) {
+            let stopped = self.origin.rebind(home, &response.leases);
+            self.actions.extend(stopped);
             self.meet(&response.neighbours, now);
         }
         self.advance(now);
@@ -164,7 +166,8 @@ impl Task {
     pub fn handle_pulled(&mut self, home: NodeId, response: PullPieceResponse, now: Instant) {
         let current = self.link.pulled(home, now);
         match response {
-            // Nobody else will fetch it, so a lease counts even if another home is asked by now.
+            // Anything that a former home says is moot. A lease of its lapses; it is taken back at once by one that is asked again.
+            _ if !current => {}
             PullPieceResponse::Lease(lease) => {
                 let again = if let Some(pieces) = self.existing(lease.pieces) {
                     let actions = self.origin.start(Some((home, lease.id)), pieces, now);
@@ -173,12 +176,8 @@ impl Task {
                 } else {
                     now + link::PULL_INTERVAL_MAX
                 };
-                if current {
-                    self.link.pull_at(again);
-                }
+                self.link.pull_at(again);
             }
-            // Anything else that a former home says is moot.
-            _ if !current => {}
             PullPieceResponse::Pieces(sources) => {
                 self.meet_sources(&sources, now);
                 self.link.pull_at(now + link::PULL_INTERVAL);

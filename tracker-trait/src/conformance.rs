@@ -29,6 +29,7 @@ pub async fn check<T: Tracker>(subjects: &Subjects<T>, salt: u8) -> Result<(), S
     suite.leases_are_exclusive_and_reports_end_them().await?;
     suite.service_down_frees_and_hides().await?;
     suite.report_error_changes_the_source().await?;
+    suite.runs_under_way_stay_with_their_fetcher().await?;
     suite.all_pieces_mean_finish().await
 }
 
@@ -69,7 +70,7 @@ impl<T: Tracker> Suite<'_, T> {
     }
 
     async fn register(&self, member: usize, task: TaskId, have: Option<Bitmap>) -> Result<Vec<NodeId>, String> {
-        let request = RegisterRequest { task, geometry: Some(geometry()?), have };
+        let request = RegisterRequest::new(task, Some(geometry()?), have);
         let response = self.tracker(member).register(self.subjects.home, request).await.map_err(|e| e.to_string())?;
         ensure(response.task == task, "Register answers for the task that was named")?;
         ensure(response.geometry == Some(geometry()?), "Register tells how the task is cut")?;
@@ -105,11 +106,11 @@ impl<T: Tracker> Suite<'_, T> {
         let request = PullPieceRequest { task, have: None, lacking: all(), urgent: None, can_fetch: true };
         let outcome = self.tracker(0).pull_piece(self.subjects.home, request).await;
         ensure(outcome == Err(TrackerError::NotRegistered { task }), "PullPiece before Register is refused")?;
-        let request = RegisterRequest { task, geometry: Some(geometry()?), have: None };
+        let request = RegisterRequest::new(task, Some(geometry()?), None);
         self.tracker(0).register(self.subjects.home, request).await.map_err(|error| error.to_string())?;
         let size = geometry()?.piece_size();
         let other = Geometry::new(geometry()?.length() + 1, size).map_err(|error| error.to_string())?;
-        let request = RegisterRequest { task, geometry: Some(other), have: None };
+        let request = RegisterRequest::new(task, Some(other), None);
         let outcome = self.tracker(1).register(self.subjects.home, request).await;
         ensure(matches!(outcome, Err(TrackerError::Refused { .. })), "Register with another length is refused")
     }
@@ -119,7 +120,7 @@ impl<T: Tracker> Suite<'_, T> {
         ensure(self.register(0, task, None).await?.is_empty(), "the first to register meets nobody")?;
         let met = self.register(1, task, None).await?;
         ensure(met == [self.id(0)], "the second to register is introduced to the first, and not to itself")?;
-        let request = RegisterRequest { task, geometry: None, have: None };
+        let request = RegisterRequest::new(task, None, None);
         let response =
             self.tracker(2).register(self.subjects.home, request).await.map_err(|error| error.to_string())?;
         ensure(response.geometry == Some(geometry()?), "who does not know the length learns it")
@@ -190,6 +191,28 @@ impl<T: Tracker> Suite<'_, T> {
             ),
             other => Err(format!("another holder is named, not {other:?}")),
         }
+    }
+
+    async fn runs_under_way_stay_with_their_fetcher(&self) -> Result<(), String> {
+        let task = self.task(7);
+        let run = PieceRange { first: PieceIndex(1), count: 2 };
+        let request =
+            RegisterRequest { moved: true, runs: vec![run], ..RegisterRequest::new(task, Some(geometry()?), None) };
+        let adopted = self.adopt(0, request.clone()).await?;
+        let [lease] = adopted.as_slice() else { return Err(format!("one lease for one run, not {adopted:?}")) };
+        ensure(lease.pieces.first == run.first && lease.pieces.end() <= run.end(), "the lease is for that run")?;
+        ensure(self.report(0, task, Some(*lease), vec![]).await? == LeaseState::Held, "it can be renewed")?;
+        ensure(self.adopt(1, request).await?.is_empty(), "nobody else goes on with it")?;
+        if let PullPieceResponse::Lease(other) = self.pull(1, task, true).await? {
+            let disjoint = lease.pieces.iter().all(|piece| !other.pieces.contains(piece));
+            ensure(disjoint, "nobody else is lent it")?;
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, member: usize, request: RegisterRequest) -> Result<Vec<Lease>, String> {
+        let response = self.tracker(member).register(self.subjects.home, request).await;
+        response.map(|response| response.leases).map_err(|error| error.to_string())
     }
 
     async fn all_pieces_mean_finish(&self) -> Result<(), String> {

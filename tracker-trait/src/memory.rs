@@ -60,6 +60,26 @@ impl Task {
         }
     }
 
+    /// Leases the first piece of each run, since a lease is one piece here, if it is free.
+    fn adopt(&mut self, node: NodeId, runs: &[PieceRange]) -> Vec<Lease> {
+        self.leases.retain(|_, (holder, _)| *holder != node);
+        let mut leases = Vec::new();
+        for piece in runs.iter().take(RegisterRequest::RUNS_MAX).map(|run| run.first) {
+            let leased = self.leases.values().any(|(_, other)| *other == piece);
+            if !leased && !self.members.values().any(|held| held.contains(&piece)) {
+                leases.push(self.grant(node, piece));
+            }
+        }
+        leases
+    }
+
+    fn grant(&mut self, node: NodeId, piece: PieceIndex) -> Lease {
+        self.next_lease += 1;
+        let id = LeaseId(self.next_lease);
+        self.leases.insert(id, (node, piece));
+        Lease { id, pieces: PieceRange { first: piece, count: 1 }, lapse: LAPSE }
+    }
+
     fn source(&self, asker: NodeId, piece: PieceIndex) -> Option<NodeId> {
         let holds = |(node, held): &(&NodeId, &BTreeSet<PieceIndex>)| {
             **node != asker && held.contains(&piece) && !self.blamed.contains(&(asker, **node))
@@ -81,7 +101,8 @@ impl Tracker for MemoryTracker {
         let neighbours = task.members.keys().copied().filter(|node| *node != self.me).collect();
         task.members.entry(self.me).or_default();
         task.merge(self.me, request.have.as_ref());
-        Ok(RegisterResponse { task: request.task, geometry: task.geometry, neighbours, advertise: true })
+        let leases = task.adopt(self.me, &request.runs);
+        Ok(RegisterResponse { task: request.task, geometry: task.geometry, neighbours, advertise: true, leases })
     }
 
     async fn pull_piece(&self, _node: NodeId, request: PullPieceRequest) -> Result<PullPieceResponse, TrackerError> {
@@ -109,11 +130,7 @@ impl Tracker for MemoryTracker {
         let leased: BTreeSet<PieceIndex> = task.leases.values().map(|(_, piece)| *piece).collect();
         let free = missing.into_iter().find(|piece| !leased.contains(piece) && task.source(self.me, *piece).is_none());
         if let Some(piece) = free.filter(|_| request.can_fetch) {
-            task.next_lease += 1;
-            let id = LeaseId(task.next_lease);
-            task.leases.insert(id, (self.me, piece));
-            let pieces = PieceRange { first: piece, count: 1 };
-            return Ok(PullPieceResponse::Lease(Lease { id, pieces, lapse: LAPSE }));
+            return Ok(PullPieceResponse::Lease(task.grant(self.me, piece)));
         }
         let neighbours = task.members.keys().copied().filter(|node| *node != self.me).collect();
         Ok(PullPieceResponse::Wait { retry_after: RETRY, neighbours })

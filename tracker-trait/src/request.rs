@@ -17,6 +17,23 @@ pub struct RegisterRequest {
     pub geometry: Option<Geometry>,
     /// What the caller holds already; `None` is nothing.
     pub have: Option<Bitmap>,
+    /// Whether the caller has another home of this task, or had one: leases of that may be running, so a home that hears of
+    /// the task in this way waits for those who hold them before it lends anything but what a reader waits for.
+    pub moved: bool,
+    /// What the caller is fetching from the registry at this moment, under another home's leases or none: the pieces that have
+    /// not arrived. At most [`Self::RUNS_MAX`].
+    pub runs: Vec<PieceRange>,
+}
+
+impl RegisterRequest {
+    /// Bound on `runs`: what a downloader fetches at a time, and as much again.
+    pub const RUNS_MAX: usize = 4;
+
+    /// The first call of somebody who fetches nothing yet.
+    #[must_use]
+    pub fn new(task: TaskId, geometry: Option<Geometry>, have: Option<Bitmap>) -> Self {
+        Self { task, geometry, have, moved: false, runs: Vec::new() }
+    }
 }
 
 /// What the home knows of a task.
@@ -30,6 +47,9 @@ pub struct RegisterResponse {
     pub neighbours: Vec<NodeId>,
     /// Whether the caller shall tell the whole cluster, by gossip, that it has the task.
     pub advertise: bool,
+    /// The leases under which the caller's `runs` go on, each for the beginning of one of them: up to the first piece that
+    /// somebody else fetches or holds. A run without one shall stop.
+    pub leases: Vec<Lease>,
 }
 
 /// "What shall I do next?"

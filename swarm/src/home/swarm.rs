@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, ErrorKind, Geometry, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange, PieceSource,
-    PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse,
-    TaskId, TrackerError,
+    Bitmap, ClientErrorRequest, ErrorKind, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
+    PieceSource, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest,
+    ReportPieceResponse, TaskId, TrackerError,
 };
 use rand::Rng;
 use rand::RngExt as _;
@@ -38,6 +38,10 @@ pub const BLAME_QUORUM: usize = 2;
 
 /// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
 /// second at most.
+/// How long a home that takes over lends only what readers wait for: by then everybody whose home was the same has noticed,
+/// and told what he is fetching.
+const SETTLE: Duration = Duration::from_secs(1);
+
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
 
@@ -51,6 +55,8 @@ pub struct Swarm {
     holders: Vec<u32>,
     leases: Leases,
     advertisers: BTreeSet<NodeId>,
+    /// While leases of another home may be running that nobody has told of yet.
+    settling: Option<Instant>,
     last_used: Instant,
 }
 
@@ -59,6 +65,8 @@ struct MemberState {
     /// What it holds; `None` is nothing, also while the cut is unknown.
     have: Option<Bitmap>,
     neighbours: BTreeSet<NodeId>,
+    /// Whether it has spoken for itself; otherwise it is known by gossip only.
+    registered: bool,
     /// Who was failed by this member, and when.
     blamed_by: BTreeMap<NodeId, Instant>,
 }
@@ -80,6 +88,7 @@ impl Swarm {
             holders: Vec::new(),
             leases: Leases::default(),
             advertisers: BTreeSet::new(),
+            settling: None,
             last_used: now,
         }
     }
@@ -95,6 +104,7 @@ impl Swarm {
         from: NodeId,
         request: RegisterRequest,
         now: Instant,
+        next_lease: &mut u64,
         rng: &mut impl Rng,
     ) -> Result<RegisterResponse, TrackerError> {
         self.agree(request.geometry)?;
@@ -102,17 +112,41 @@ impl Swarm {
         if !self.members.contains_key(&from) && self.members.len() >= MEMBERS_MAX {
             return Err(TrackerError::Overloaded);
         }
+        if request.moved && !self.members.values().any(|member| member.registered) {
+            self.settling = Some(now + SETTLE);
+        }
         // A member that registers again has started anew: nothing of what it held or leased before counts.
         self.forget_pieces(from);
         self.leases.release_all(from);
-        self.members.entry(from).or_default().blamed_by.clear();
+        let member = self.members.entry(from).or_default();
+        member.registered = true;
+        member.blamed_by.clear();
         self.merge(from, request.have.as_ref());
         Ok(RegisterResponse {
             task: self.task,
             geometry: self.geometry,
             neighbours: self.introduce(from, rng),
             advertise: self.nominate(from),
+            leases: self.adopt(from, &request.runs, next_lease, now),
         })
+    }
+
+    /// Leases for what `node` is fetching already, as far as nobody else fetches or holds it.
+    fn adopt(&mut self, node: NodeId, runs: &[PieceRange], next_lease: &mut u64, now: Instant) -> Vec<Lease> {
+        let total = self.holders.len() as u32;
+        let mut leases = Vec::new();
+        for run in runs.iter().take(RegisterRequest::RUNS_MAX) {
+            let free = |piece: &PieceIndex| {
+                piece.0 < total && self.holders[piece.0 as usize] == 0 && !self.leases.covers(*piece, &BTreeSet::new())
+            };
+            let count = run.iter().take_while(free).count() as u32;
+            if count > 0 {
+                *next_lease += 1;
+                let pieces = PieceRange { first: run.first, count };
+                leases.push(self.leases.grant(LeaseId(*next_lease), node, pieces, total, now));
+            }
+        }
+        leases
     }
 
     pub(super) fn pull_piece(
@@ -380,7 +414,10 @@ impl Swarm {
         if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted)) {
             return Some(PieceRange { first: piece, count: 1 });
         }
-        if self.leases.has(from) || self.leases.fetchers() >= fetchers_max(cluster_size) {
+        if self.settling.is_some_and(|until| now < until)
+            || self.leases.has(from)
+            || self.leases.fetchers() >= fetchers_max(cluster_size)
+        {
             return None;
         }
         // What a holder does not give to this one member others will pass on. Only what none of them could get from him is

@@ -31,7 +31,7 @@ impl Rig {
     }
 
     fn register(&mut self, byte: u8) -> RegisterResponse {
-        let request = RegisterRequest { task: task(), geometry: Some(geometry()), have: None };
+        let request = RegisterRequest::new(task(), Some(geometry()), None);
         self.home.register(node(byte), request, self.now).unwrap()
     }
 
@@ -166,11 +166,11 @@ fn another_length_is_refused() {
     let mut rig = Rig::new(3);
     rig.register(1);
     let other = Geometry::new(65 << 20, PieceSize::new(256 << 10).unwrap()).unwrap();
-    let request = RegisterRequest { task: task(), geometry: Some(other), have: None };
+    let request = RegisterRequest::new(task(), Some(other), None);
     assert!(matches!(rig.home.register(node(2), request, rig.now), Err(TrackerError::Refused { .. })));
     // The home's piece size is binding, whatever the caller's.
     let coarse = Geometry::new(64 << 20, PieceSize::new(4 << 20).unwrap()).unwrap();
-    let request = RegisterRequest { task: task(), geometry: Some(coarse), have: Some(Bitmap::full(16)) };
+    let request = RegisterRequest::new(task(), Some(coarse), Some(Bitmap::full(16)));
     assert_eq!(rig.home.register(node(2), request, rig.now).unwrap().geometry, Some(geometry()));
 }
 
@@ -188,7 +188,7 @@ fn neighbourhoods_are_even() {
 fn a_new_home_learns_holders_from_gossip() {
     let mut rig = Rig::new(3);
     rig.home.learn_holder(task(), geometry(), node(9), rig.now);
-    let request = RegisterRequest { task: task(), geometry: None, have: None };
+    let request = RegisterRequest::new(task(), None, None);
     let response = rig.home.register(node(1), request, rig.now).unwrap();
     assert_eq!(response.geometry, Some(geometry()), "nobody needs to ask the registry for the length");
     assert_eq!(response.neighbours, vec![node(9)]);
@@ -201,7 +201,7 @@ fn tasks_are_bounded() {
     for n in 0..=TASKS_MAX as u32 {
         let mut digest = [0; 32];
         digest[..4].copy_from_slice(&n.to_le_bytes());
-        let request = RegisterRequest { task: TaskId::blob(Digest::Sha256(digest)), geometry: None, have: None };
+        let request = RegisterRequest::new(TaskId::blob(Digest::Sha256(digest)), None, None);
         rig.now += Duration::from_millis(1);
         rig.home.register(node(1), request, rig.now).unwrap();
     }
@@ -224,7 +224,7 @@ fn who_does_not_have_what_it_is_named_for_sends_nobody_in_circles() {
 fn a_length_is_forgotten_with_the_last_who_claimed_it() {
     let mut rig = Rig::new(3);
     let wrong = Geometry::new(65 << 20, PieceSize::new(256 << 10).unwrap()).unwrap();
-    let request = RegisterRequest { task: task(), geometry: Some(wrong), have: None };
+    let request = RegisterRequest::new(task(), Some(wrong), None);
     rig.home.register(node(2), request, rig.now).unwrap();
     rig.home.service_down(node(2), ServiceDownRequest { task: task() });
     assert_eq!(rig.register(1).geometry, Some(geometry()));
@@ -247,7 +247,7 @@ fn a_home_of_a_thousand_answers_in_time() {
     for n in 0..1000 {
         // The last holds everything, and the asker cannot reach it.
         let have = (n == 999).then(|| Bitmap::full(4096));
-        let request = RegisterRequest { task: task(), geometry: Some(geometry), have };
+        let request = RegisterRequest::new(task(), Some(geometry), have);
         home.register(member(n), request, now).unwrap();
     }
     let kind = ErrorKind::Unreachable;

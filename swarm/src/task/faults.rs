@@ -36,8 +36,13 @@ impl Rig {
     }
 
     fn registered(&mut self, home: u8) {
-        let response =
-            RegisterResponse { task: self.task.id, geometry: None, neighbours: Vec::new(), advertise: false };
+        let response = RegisterResponse {
+            task: self.task.id,
+            geometry: None,
+            neighbours: Vec::new(),
+            advertise: false,
+            leases: Vec::new(),
+        };
         self.task.handle_registered(node(home), &response, self.now);
     }
 
@@ -123,7 +128,7 @@ fn homes_that_refuse_are_not_asked_without_a_pause() {
     }
     assert_eq!(registers, 2, "each was asked once");
     rig.pass(link::PULL_INTERVAL_MAX);
-    assert_eq!(rig.count(|action| matches!(action, Action::Register { .. })), 1, "and again later");
+    assert_eq!(rig.count(|action| matches!(action, Action::Register { .. })), 2, "and each once more in two seconds");
 }
 
 #[test]

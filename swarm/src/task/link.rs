@@ -1,5 +1,10 @@
 //! Keeps in touch with the home of a task: registers, asks for work, reports, and moves on when it is silent.
+//!
+//! The first home in rank that answers is the present one. When nothing comes from it any more, the next is asked; those of
+//! higher rank are asked again now and then, and the first of them that answers is the present one again. What this node is
+//! fetching goes along ([`RegisterRequest::runs`]), so that nobody fetches it a second time.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
@@ -8,17 +13,27 @@ use darter_tracker::{
 
 use super::{Action, RunId, Task};
 
-/// A home that owes an answer and from which nothing has come for this long is not waited for by a reader any more.
+/// A home that owes an answer and from which nothing has come for this long is left for the next in rank.
 ///
-/// The design asks for 100 ms (D3). On a two-core machine that was busy compiling, homes took longer than that for the
-/// first call, which includes a handshake, and three of eleven laboratory pulls fetched a piece or two needlessly.
-pub const SILENT_READER: Duration = Duration::from_millis(250);
+/// The design asks the next one after 100 ms and leaves after 500 (D3). With the running leases carried along, leaving is
+/// cheap and undone by the first answer, so one time does for both; less than this is common on a busy machine.
+pub const SILENT_HOME: Duration = Duration::from_millis(250);
 
-/// A home that owes an answer and from which nothing has come for this long is left for the next in rank (D3).
-pub const SILENT_HOME: Duration = Duration::from_millis(500);
+/// The same for a home that has never answered: the first call includes a handshake.
+pub const SILENT_STRANGER: Duration = Duration::from_millis(500);
+
+/// With no home answering for this long a reader is served from the registry, piece by piece,
+pub const SILENT_READER: Duration = Duration::from_millis(500);
+
+/// and after this all that is left is fetched alone.
+pub const GIVEN_UP: Duration = Duration::from_secs(1);
 
 /// A home that has not answered a call for this long is left though it is alive: its link is of no use.
 pub const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// When a home that was left, or has refused, is asked again; doubled each time, up to the maximum.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(8);
 
 /// The shortest time between two PullPiece calls that gave no lease.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
@@ -26,22 +41,23 @@ pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest.
 pub const PULL_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// A lease is renewed this often while its bytes come; a fifth of the time after which it lapses.
+/// A lease is renewed this often while its bytes come; a tenth of the time after which it lapses.
 pub const RENEW: Duration = Duration::from_millis(400);
 
-/// The relation to the home.
+/// The relation to the homes.
 #[derive(Debug)]
 pub(super) struct Link {
     order: Vec<NodeId>,
-    /// Position in `order`.
+    /// Position in `order` of the present home.
     at: usize,
     registered: bool,
-    register_sent: Option<Instant>,
-    /// Every home has refused or failed: none is asked before.
-    register_at: Instant,
+    /// Whether any home has ever answered a Register.
+    moved: bool,
+    /// How Register stands with each home that was asked.
+    asked: BTreeMap<NodeId, Asked>,
     pull_sent: Option<Instant>,
     report_sent: Option<Instant>,
-    /// When something last came from the home, if that was noticed.
+    /// When something last came from the present home, if that was noticed.
     heard: Option<Instant>,
     next_pull: Instant,
     /// Arrived and not reported yet.
@@ -51,14 +67,39 @@ pub(super) struct Link {
     silent_since: Option<Instant>,
 }
 
+/// How Register stands with a home.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    /// When it was asked, if it owes the answer.
+    sent: Option<Instant>,
+    /// Not to be asked before.
+    again: Option<Instant>,
+    /// How often in a row it was left or has failed.
+    failures: u32,
+    /// Whether it has ever answered.
+    known: bool,
+}
+
+impl Asked {
+    fn ready(&self, now: Instant) -> bool {
+        self.sent.is_none() && self.again.is_none_or(|at| now >= at)
+    }
+
+    fn put_off(&mut self, now: Instant) {
+        let pause = (AGAIN * 2u32.saturating_pow(self.failures.min(8))).min(AGAIN_MAX);
+        self.failures += 1;
+        self.again = Some(now + pause);
+    }
+}
+
 impl Link {
     pub(super) fn new(order: Vec<NodeId>, now: Instant) -> Self {
         Self {
             order,
             at: 0,
             registered: false,
-            register_sent: None,
-            register_at: now,
+            moved: false,
+            asked: BTreeMap::new(),
             pull_sent: None,
             report_sent: None,
             heard: None,
@@ -85,21 +126,28 @@ impl Link {
     pub(super) fn set_order(&mut self, order: Vec<NodeId>, now: Instant) {
         let current = self.home();
         self.order = order;
+        self.asked.retain(|node, _| self.order.contains(node));
         match self.order.iter().position(|node| Some(*node) == current) {
             Some(at) => self.at = at,
             None => self.turn_to(0, now),
         }
     }
 
-    /// Notes an answer to Register; tells whether it came from the present home.
-    pub(super) fn registered(&mut self, home: NodeId, now: Instant) -> bool {
-        if self.home() != Some(home) {
+    /// Notes an answer to Register; tells whether the one who gave it is the present home now.
+    pub(super) fn registered(&mut self, home: NodeId, have: &darter_tracker::Bitmap, now: Instant) -> bool {
+        let Some(at) = self.order.iter().position(|node| *node == home) else { return false };
+        self.asked.insert(home, Asked { known: true, ..Asked::default() });
+        // One of lower rank, from the time before the present one answered.
+        if at > self.at {
             return false;
         }
-        self.register_sent = None;
-        self.registered = true;
-        self.silent_since = None;
-        self.next_pull = now;
+        if at < self.at {
+            (self.at, self.heard, self.pull_sent, self.report_sent) = (at, None, None, None);
+            // It was asked a while ago, and knows what was there at that time.
+            self.unreported = have.iter().collect();
+            self.report_due = true;
+        }
+        (self.registered, self.moved, self.silent_since, self.next_pull) = (true, true, None, now);
         true
     }
 
@@ -111,31 +159,36 @@ impl Link {
         self.answered(home, now, |link| link.report_sent = None)
     }
 
-    fn answered(&mut self, home: NodeId, _now: Instant, clear: impl FnOnce(&mut Self)) -> bool {
-        let current = self.home() == Some(home);
-        if current {
+    fn answered(&mut self, home: NodeId, now: Instant, clear: impl FnOnce(&mut Self)) -> bool {
+        if self.home() == Some(home) {
             clear(self);
             self.silent_since = None;
+            return true;
         }
-        current
+        // One that was left is alive after all.
+        if let Some(asked) = self.asked.get_mut(&home) {
+            asked.again = Some(now);
+        }
+        false
     }
 
     pub(super) fn failed(&mut self, home: NodeId, error: &TrackerError, now: Instant) {
-        if self.home() != Some(home) {
-            return;
-        }
+        let asked = self.asked.entry(home).or_default();
+        asked.sent = None;
+        let present = self.order.get(self.at) == Some(&home);
         match error {
             // A restarted home: say again what is wanted and held.
-            TrackerError::NotRegistered { .. } => {
+            TrackerError::NotRegistered { .. } if present => {
+                asked.again = None;
                 self.registered = false;
-                (self.register_sent, self.pull_sent, self.report_sent) = (None, None, None);
+                (self.pull_sent, self.report_sent) = (None, None);
             }
+            TrackerError::NotRegistered { .. } => {}
             TrackerError::Unreachable { .. } | TrackerError::Refused { .. } | TrackerError::Overloaded => {
-                if self.at + 1 >= self.order.len() {
-                    // This node's own home answers at once, so asking it round and round would use a core.
-                    self.register_at = now + PULL_INTERVAL_MAX;
+                asked.put_off(now);
+                if present {
+                    self.turn_to(self.at + 1, now);
                 }
-                self.turn_to(self.at + 1, now);
             }
         }
     }
@@ -154,7 +207,7 @@ impl Link {
 
     /// The home, if it owes an answer.
     pub(super) fn debtor(&self) -> Option<NodeId> {
-        self.home().filter(|_| self.asked().is_some())
+        self.home().filter(|_| self.owed_since().is_some())
     }
 
     /// Notes that something has come from `node`.
@@ -165,42 +218,85 @@ impl Link {
     }
 
     /// When the first call was made that the present home has not answered.
-    fn asked(&self) -> Option<Instant> {
-        [self.register_sent, self.pull_sent, self.report_sent].into_iter().flatten().min()
+    fn owed_since(&self) -> Option<Instant> {
+        // Once registered, a Register that is still on its way is not waited for.
+        let register = self.present().and_then(|asked| asked.sent).filter(|_| !self.registered);
+        [register, self.pull_sent, self.report_sent].into_iter().flatten().min()
+    }
+
+    fn present(&self) -> Option<&Asked> {
+        self.asked.get(self.order.get(self.at)?)
     }
 
     /// Since when nothing has come from the present home, which owes an answer. Its life counts for [`ANSWER_MAX`].
     fn waiting_since(&self) -> Option<Instant> {
-        let asked = self.asked()?;
-        Some(self.heard.map_or(asked, |heard| heard.clamp(asked, asked + ANSWER_MAX)))
+        let owed = self.owed_since()?;
+        Some(self.heard.map_or(owed, |heard| heard.clamp(owed, owed + ANSWER_MAX)))
+    }
+
+    /// When the present home is to be left, unless something comes from it.
+    fn leave_at(&self) -> Option<Instant> {
+        let known = self.present().is_some_and(|asked| asked.known);
+        self.waiting_since().map(|since| since + if known { SILENT_HOME } else { SILENT_STRANGER })
+    }
+
+    /// Since when no home has answered.
+    fn without_since(&self) -> Option<Instant> {
+        [self.silent_since, self.waiting_since()].into_iter().flatten().min()
     }
 
     /// Whether a reader has waited for a home long enough.
     pub(super) fn silent(&self, now: Instant) -> bool {
-        let since = [self.silent_since, self.waiting_since()].into_iter().flatten().min();
-        self.homeless() || since.is_some_and(|since| now >= since + SILENT_READER)
+        self.homeless() || self.without_since().is_some_and(|since| now >= since + SILENT_READER)
     }
 
-    /// Whether one home at least has been waited for in vain and none has answered since.
+    /// Whether no home has answered for so long that none will.
     pub(super) fn given_up(&self, now: Instant) -> bool {
-        self.homeless() || self.silent_since.is_some_and(|since| now >= since + SILENT_HOME)
+        self.homeless() || self.silent_since.is_some_and(|since| now >= since + GIVEN_UP)
     }
 
+    /// Leaves the present home for the one at `at` in rank, or the first.
     fn turn_to(&mut self, at: usize, now: Instant) {
-        self.silent_since = self.silent_since.or(self.waiting_since()).or(Some(now));
+        self.silent_since = self.without_since().or(Some(now));
+        if let Some(left) = self.order.get(self.at) {
+            let asked = self.asked.entry(*left).or_default();
+            if asked.again.is_none_or(|again| again <= now) {
+                asked.put_off(now);
+            }
+        }
         self.at = if at < self.order.len() { at } else { 0 };
         self.registered = false;
-        self.heard = None;
-        (self.register_sent, self.pull_sent, self.report_sent) = (None, None, None);
+        (self.heard, self.pull_sent, self.report_sent) = (None, None, None);
+    }
+
+    /// The homes to register with now: the present one, and those of higher rank that were left.
+    fn to_ask(&mut self, now: Instant) -> Vec<NodeId> {
+        let registered = self.registered;
+        let present = self.at;
+        let candidates = self.order.iter().take(present + 1).enumerate();
+        let due = candidates.filter(|(at, node)| {
+            (*at < present || !registered) && self.asked.get(node).is_none_or(|asked| asked.ready(now))
+        });
+        let due: Vec<NodeId> = due.map(|(_, node)| *node).collect();
+        for node in &due {
+            self.asked.entry(*node).or_default().sent = Some(now);
+        }
+        due
     }
 
     pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> {
-        let waiting = self.waiting_since();
         let pull = Some(self.next_pull).filter(|_| self.registered && self.pull_sent.is_none());
-        let register = Some(self.register_at).filter(|_| !self.registered && self.register_sent.is_none());
-        [waiting.map(|since| since + SILENT_READER), waiting.map(|since| since + SILENT_HOME), pull, register]
+        let without = self.without_since();
+        let again: Vec<Instant> = self
+            .order
+            .iter()
+            .take(self.at + 1)
+            .filter_map(|node| self.asked.get(node).filter(|asked| asked.sent.is_none())?.again)
+            .collect();
+        [self.leave_at(), without.map(|since| since + SILENT_READER), without.map(|since| since + GIVEN_UP), pull]
             .into_iter()
             .flatten()
+            .chain(again)
             .filter(move |at| *at > now)
     }
 }
@@ -208,26 +304,27 @@ impl Link {
 impl Task {
     /// Makes the calls that are due.
     pub(super) fn drive_link(&mut self, now: Instant) {
-        if self.may_judge(now) && self.link.waiting_since().is_some_and(|since| now >= since + SILENT_HOME) {
+        if self.may_judge(now) && self.link.leave_at().is_some_and(|at| now >= at) {
             self.link.turn_to(self.link.at + 1, now);
         }
-        let Some(home) = self.link.home() else { return };
-        if !self.link.registered {
-            if self.link.register_sent.is_none() && now >= self.link.register_at {
-                self.link.register_sent = Some(now);
+        for home in self.link.to_ask(now) {
+            let request = RegisterRequest {
+                task: self.id,
+                geometry: Some(self.geometry),
+                have: Some(self.have.clone()).filter(|have| !have.is_empty()),
+                moved: self.link.moved || self.link.order.first() != Some(&home),
+                runs: self.origin.under_way(),
+            };
+            if self.link.home() == Some(home) {
                 // The whole bitmap goes with it.
                 self.link.unreported.clear();
-                let request = RegisterRequest {
-                    task: self.id,
-                    geometry: Some(self.geometry),
-                    have: Some(self.have.clone()).filter(|have| !have.is_empty()),
-                };
-                self.actions.push_back(Action::Register { home, request });
             }
-            return;
+            self.actions.push_back(Action::Register { home, request });
         }
-        self.report(home, now);
-        self.pull(home, now);
+        if let Some(home) = self.link.registered_home() {
+            self.report(home, now);
+            self.pull(home, now);
+        }
     }
 
     fn report(&mut self, home: NodeId, now: Instant) {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use darter_tracker::{LeaseId, LeaseState, NodeId, PieceIndex, PieceRange};
+use darter_tracker::{Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange};
 
 use super::link::{RENEW, Renewal};
 use super::{Action, OriginFailure, RunId, Task};
@@ -65,6 +65,8 @@ struct Run {
     /// Since when the next piece is being read: what the brake held up is no sign of a slow registry.
     reading: Instant,
     begun: bool,
+    /// Whether the response has more pieces than are to be read of it.
+    cut: bool,
 }
 
 impl Origin {
@@ -84,6 +86,7 @@ impl Origin {
                 alive: now,
                 reading: now,
                 begun: false,
+                cut: false,
             },
         );
         vec![Action::Fetch { run, pieces }]
@@ -125,6 +128,37 @@ impl Origin {
 
     pub(super) fn refused(&self) -> bool {
         self.refused
+    }
+
+    /// What open runs have still to bring.
+    pub(super) fn under_way(&self) -> Vec<PieceRange> {
+        let left = |run: &Run| PieceRange { first: PieceIndex(run.next), count: run.pieces.end() - run.next };
+        self.runs.values().map(left).filter(|left| left.count > 0).collect()
+    }
+
+    /// A home has taken over: runs go on under its `leases`, and end where those end. Others stop.
+    pub(super) fn rebind(&mut self, home: NodeId, leases: &[Lease]) -> Vec<Action> {
+        // Leases of a former home are not owed back to it.
+        self.owed.clear();
+        let mut stopped = Vec::new();
+        self.runs.retain(|id, run| {
+            // A run that has ended meanwhile is none that could stop.
+            let finished = run.next >= run.pieces.end();
+            let own =
+                |lease: &&Lease| run.pieces.contains(lease.pieces.first) && lease.pieces.end() <= run.pieces.end();
+            let Some(lease) = leases.iter().find(own).filter(|lease| finished || run.next < lease.pieces.end()) else {
+                if !finished {
+                    stopped.push(Action::Stop { run: *id });
+                }
+                return false;
+            };
+            run.lease = Some((home, lease.id));
+            run.cut |= lease.pieces.end() < run.pieces.end();
+            run.pieces.count = lease.pieces.end() - run.pieces.first.0;
+            run.fresh = true;
+            true
+        });
+        stopped
     }
 
     pub(super) fn passed_on(&mut self, piece: PieceIndex) {
@@ -173,7 +207,7 @@ impl Origin {
     pub(super) fn stop_all(&mut self, actions: &mut VecDeque<Action>) {
         for (run, state) in std::mem::take(&mut self.runs) {
             self.owe(run, state.lease.filter(|_| state.fresh));
-            if state.next < state.pieces.end() {
+            if state.next < state.pieces.end() || state.cut {
                 actions.push_back(Action::Stop { run });
             }
         }
@@ -243,30 +277,17 @@ impl Task {
             }
         }
         let home = self.link.home();
-        self.origin.runs.retain(|_, run| {
+        let actions = &mut self.actions;
+        self.origin.runs.retain(|id, run| {
             let finished = run.next >= run.pieces.end();
             // A former home is not reported to.
             let reported = !run.fresh || run.lease.is_none_or(|(to, _)| Some(to) != home);
+            if finished && run.cut {
+                run.cut = false;
+                actions.push_back(Action::Stop { run: *id });
+            }
             !(finished && reported)
         });
-        self.stop_lonely_runs(home_silent);
-    }
-
-    /// Ends a run without a lease once a home answers again.
-    fn stop_lonely_runs(&mut self, home_silent: bool) {
-        let Some(home) = self.link.registered_home().filter(|_| !home_silent) else { return };
-        let over: Vec<RunId> = self
-            .origin
-            .runs
-            .iter()
-            .filter(|(_, run)| run.lease.is_none() && run.credit == 0)
-            .map(|(id, _)| *id)
-            .collect();
-        for run in over {
-            tracing::debug!(task = %self.id, %home, "the home answers, fetching without a lease ends");
-            self.origin.runs.remove(&run);
-            self.actions.push_back(Action::Stop { run });
-        }
     }
 
     fn drop_dead_runs(&mut self, now: Instant) {

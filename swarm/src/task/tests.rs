@@ -490,7 +490,7 @@ fn a_node_that_leaves_is_nobodys_source() {
     }
     let at = net.index(net.homes(1)[0]);
     let now = net.now;
-    let request = darter_tracker::RegisterRequest { task: id, geometry: Some(net.geometry), have: None };
+    let request = darter_tracker::RegisterRequest::new(id, Some(net.geometry), None);
     let response = net.nodes[at].home.register(NodeId::from_bytes([77; 16]), request, now).unwrap();
     assert!(!response.neighbours.contains(&gone));
 }

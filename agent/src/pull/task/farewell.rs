@@ -53,7 +53,7 @@ impl Driver {
             } else {
                 // Fetched from the registry alone: the home does not know this node yet.
                 let Some(home) = tracker.homes(&task).first().copied() else { return };
-                let request = RegisterRequest { task, geometry: Some(geometry), have: Some(have) };
+                let request = RegisterRequest::new(task, Some(geometry), Some(have));
                 tracker.register(home, request).await.map(|_| home)
             };
             let home = match told {
