@@ -60,6 +60,12 @@ const KNOWN_AGAIN_MAX: usize = 1000;
 /// Pause between two of those: a restarted agent is no reason to burden the homes.
 const KNOWN_AGAIN_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long a starting node that has seeds is not ready for want of an answer: the first of a cluster gets none.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it is not ready while members are coming.
+const JOIN_PATIENCE: Duration = Duration::from_secs(3);
+
 /// How long to wait at the start for the other members to be known before the homes of what is here are told.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -179,9 +185,9 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         backs.spawn(uploader.run(transport.clone(), back.clone(), UPLOAD_DRAIN));
     }
     backs.spawn(keep_house(store.clone(), gossip.clone(), tracker.clone(), back.clone()));
-    let first_round = discovery.as_ref().map(|discovery| discovery.first_round.clone());
+    let sought = discovery.as_ref().map(|discovery| (discovery.first_round.clone(), discovery.seeds.clone()));
     backs.spawn(become_ready(
-        first_round,
+        sought,
         readiness,
         gossip.clone(),
         tracker,
@@ -215,9 +221,9 @@ fn start_gossip(
     Ok((Arc::new(gossip), transport, discovery))
 }
 
-/// Says that the agent is ready once the first discovery round is over, then keeps homes informed.
+/// Says that the agent is ready once the first discovery round is over and it has joined who was found, then keeps homes informed.
 async fn become_ready(
-    first_round: Option<watch::Receiver<bool>>,
+    sought: Option<(watch::Receiver<bool>, watch::Receiver<BTreeSet<SocketAddr>>)>,
     readiness: Readiness,
     gossip: Option<Arc<Gossip>>,
     tracker: Arc<GossipTracker>,
@@ -225,9 +231,12 @@ async fn become_ready(
     stopping: CancellationToken,
 ) {
     let ready = async {
-        if let Some(mut first_round) = first_round {
+        if let Some((mut first_round, seeds)) = sought {
             // An ended discovery has had its round.
             let _ = first_round.wait_for(|over| *over).await;
+            if let Some(gossip) = gossip.as_ref().filter(|_| !seeds.borrow().is_empty()) {
+                joined(gossip.roster()).await;
+            }
         }
         readiness.set();
         if let Some(gossip) = gossip {
@@ -283,6 +292,14 @@ async fn make_known(gossip: &Gossip, tracker: &GossipTracker, home: NodeId, held
         }
         Ok(_) => {}
         Err(error) => tracing::debug!(%task, %home, %error, "a home could not be told what is here"),
+    }
+}
+
+/// Waits until a node that has somebody to ask knows the others, and they know it: before that it would fetch what they have.
+async fn joined(mut roster: watch::Receiver<Arc<Roster>>) {
+    let answered = roster.wait_for(|roster| !roster.members.is_empty());
+    if tokio::time::timeout(ANSWER_PATIENCE, answered).await.is_ok() {
+        let _ = tokio::time::timeout(JOIN_PATIENCE, members_known(roster.clone())).await;
     }
 }
 

@@ -143,6 +143,18 @@ impl Home {
         self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_holder(geometry, node, now);
     }
 
+    /// Adds what gossip knows: `node` is getting `task`, so whoever comes is introduced to it, and learns from it where its
+    /// home is.
+    pub fn learn_downloader(&mut self, task: TaskId, geometry: Geometry, node: NodeId, now: Instant) {
+        if node == self.me {
+            return;
+        }
+        if !self.tasks.contains_key(&task) {
+            self.make_room(now);
+        }
+        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_downloader(geometry, node, now);
+    }
+
     /// Whether this member keeps state for `task`.
     #[must_use]
     pub fn knows(&self, task: &TaskId) -> bool {

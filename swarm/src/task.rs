@@ -125,6 +125,12 @@ impl Task {
         self.link.home()
     }
 
+    /// The home that has this node on its list.
+    #[must_use]
+    pub fn registered_home(&self) -> Option<NodeId> {
+        self.link.registered_home()
+    }
+
     /// Whether every piece is held.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -145,8 +151,8 @@ impl Task {
 
     // === inputs: the home ===
 
-    /// The members to ask have changed. The present home is kept while it is among them. From none on, everything comes
-    /// from the registry.
+    /// The members to ask have changed. The present home is kept while it is among them; those before it are asked whether
+    /// they are a home, and the first that answers is the present one then. From none on, everything comes from the registry.
     pub fn handle_homes(&mut self, homes: Vec<NodeId>, now: Instant) {
         self.link.set_order(homes, now);
         self.advance(now);

@@ -4,9 +4,9 @@
 //! variants are only ever added at the end. docs/wire.md describes the bytes.
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, Geometry, PieceIndex, PieceProof, PieceRange, PullPieceRequest, PullPieceResponse,
-    RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, ServiceDownRequest, TaskId,
-    TrackerError,
+    Bitmap, ClientErrorRequest, Geometry, NodeId, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
+    PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, ServiceDownRequest,
+    TaskId, TrackerError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,8 @@ pub struct Offer {
     pub geometry: Option<Geometry>,
     /// What the sender holds; `None` is nothing.
     pub have: Option<Bitmap>,
+    /// The sender's home of the task, if it has registered with one: two homes of one task are found out by neighbours.
+    pub home: Option<NodeId>,
 }
 
 /// What either side of a session says after the opening one's offer.
@@ -76,6 +78,8 @@ pub enum SessionFrame {
     Have(Vec<PieceRange>),
     /// The sender needs no more news; it still gives what it offered.
     Finished,
+    /// The sender has another home by now.
+    Home(NodeId),
 }
 
 /// The answer to a piece request.

@@ -143,8 +143,9 @@ fn learn(home: &mut Home, gossip: Option<&Gossip>, request: &RegisterRequest, no
     let Some(gossip) = gossip.filter(|_| !home.knows(&request.task)) else { return };
     let Some(geometry) = gossip.geometry(&request.task).or(request.geometry) else { return };
     for (node, quarters) in gossip.holders(&request.task) {
-        if quarters == WHOLE {
-            home.learn_holder(request.task, geometry, node, now);
+        match quarters {
+            WHOLE => home.learn_holder(request.task, geometry, node, now),
+            _ => home.learn_downloader(request.task, geometry, node, now),
         }
     }
 }
@@ -199,6 +200,19 @@ impl GossipTracker {
             order.push(self.me);
         }
         order
+    }
+
+    /// Whether `one` comes before `other` in rank for a task. A member that gossip does not know comes before nobody.
+    #[must_use]
+    pub fn outranks(&self, task: &TaskId, one: NodeId, other: NodeId) -> bool {
+        let Some((_, roster)) = &self.peers else { return false };
+        let roster = roster.borrow();
+        let role = |node| {
+            let known = if node == self.me { Some(&roster.me) } else { roster.members.get(&node) };
+            known.map(|member| (node, member.role))
+        };
+        let order = rendezvous::order(task, [one, other].into_iter().filter_map(role));
+        order.contains(&one) && order.first() == Some(&one)
     }
 
     /// A receiver that tells when the members have changed.

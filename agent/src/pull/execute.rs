@@ -60,9 +60,9 @@ pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, pie
 }
 
 /// A session that this node begins.
-pub(super) async fn connect(context: &Context, blob: &Blob, peer: Peer) -> Event {
+pub(super) async fn connect(context: &Context, offer: Offer, peer: Peer) -> Event {
     let Some(transport) = &context.transport else { return Event::Unreachable(peer.id) };
-    let session = peer::session(transport, peer, own_offer(blob));
+    let session = peer::session(transport, peer, offer);
     match tokio::time::timeout(SESSION_TIMEOUT, session).await {
         Ok(Ok((sender, receiver, offer))) => Event::Connected(Box::new((peer.id, offer, sender, receiver))),
         Ok(Err(PeerError::Declined | PeerError::Unreachable(NetError::Full))) => Event::Declined(peer.id),
@@ -77,12 +77,13 @@ pub(super) async fn connect(context: &Context, blob: &Blob, peer: Peer) -> Event
     }
 }
 
-/// What this node holds of a blob.
-pub(crate) fn own_offer(blob: &Blob) -> Offer {
+/// What this node holds of a blob whose home is `home`, where one has it on its list.
+pub(crate) fn own_offer(blob: &Blob, home: Option<NodeId>) -> Offer {
     Offer {
         task: *blob.task(),
         geometry: Some(*blob.geometry()),
         have: Some(blob.held()).filter(|have| !have.is_empty()),
+        home,
     }
 }
 
@@ -104,6 +105,11 @@ pub(super) async fn listen(mut receiver: Receiver, peer: NodeId, events: &mpsc::
         match receiver.receive::<SessionFrame>().await {
             Ok(Some(SessionFrame::Have(pieces))) => {
                 if events.send(Event::Have(peer, pieces)).await.is_err() {
+                    return false;
+                }
+            }
+            Ok(Some(SessionFrame::Home(home))) => {
+                if events.send(Event::NeighbourHome(home)).await.is_err() {
                     return false;
                 }
             }

@@ -81,6 +81,8 @@ pub(super) enum Event {
     /// It could not be begun.
     Unreachable(NodeId),
     Have(NodeId, Vec<PieceRange>),
+    /// The home of a neighbour.
+    NeighbourHome(NodeId),
     SessionEnded(NodeId, SessionId, bool),
     Registered(NodeId, Result<RegisterResponse, TrackerError>),
     Pulled(NodeId, Result<PullPieceResponse, TrackerError>),
@@ -129,6 +131,8 @@ pub(super) struct Driver {
     last_trouble: String,
     /// Failures of the registry since the last piece.
     troubles: u32,
+    /// The home that neighbours know of.
+    told_home: Option<NodeId>,
     advertise: bool,
     advertised: Option<u8>,
 }
@@ -171,6 +175,7 @@ impl Driver {
             lost_before: None,
             last_trouble: "nobody has the blob".to_owned(),
             troubles: 0,
+            told_home: None,
             advertise: false,
             advertised: None,
         }
@@ -199,10 +204,7 @@ impl Driver {
                 () = flight.readers_changed.notified() => self.seat_readers(),
                 Ok(()) = state.changed() => {}
                 true = changed(&mut roster) => {
-                    if !self.alone {
-                        let homes = self.context().tracker.homes(self.flight.blob.task());
-                        self.core.handle_homes(homes, Instant::now());
-                    }
+                    self.reconsider_homes();
                 }
                 _ = pulse.tick() => self.feel_pulse(),
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
@@ -298,6 +300,35 @@ impl Driver {
         self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
     }
 
+    /// Members have come or gone. Whoever comes, the pull keeps the home that has it on its list while that is a member.
+    fn reconsider_homes(&mut self) {
+        if self.alone {
+            return;
+        }
+        let tracker = &self.context().tracker;
+        let mut homes = tracker.homes(self.flight.blob.task());
+        // This node's own home was only the last resort, unless it is in rank.
+        let present = self.core.registered_home().filter(|home| homes.contains(home) || tracker.peer(*home).is_some());
+        if let Some(present) = present.filter(|home| homes.last() != Some(home)) {
+            homes.retain(|home| *home != present);
+            homes.insert(0, present);
+        }
+        self.core.handle_homes(homes, Instant::now());
+    }
+
+    /// A neighbour has another home: the one of higher rank shall be everybody's.
+    fn compare_homes(&mut self, theirs: NodeId) {
+        let Some(ours) = self.core.registered_home().filter(|ours| *ours != theirs && !self.alone) else { return };
+        let (tracker, task) = (&self.context().tracker, self.flight.blob.task());
+        if tracker.outranks(task, theirs, ours) {
+            let mut homes = tracker.homes(task);
+            homes.retain(|home| *home != theirs && *home != ours);
+            homes.splice(0..0, [theirs, ours]);
+            tracing::debug!(%task, %theirs, %ours, "a neighbour has a home of higher rank");
+            self.core.handle_homes(homes, Instant::now());
+        }
+    }
+
     /// Takes one event in.
     fn apply(&mut self, event: Event) -> Result<(), PullError> {
         let now = Instant::now();
@@ -327,6 +358,7 @@ impl Driver {
                 }
             }
             Event::Unreachable(peer) => self.core.handle_unreachable(peer, now),
+            Event::NeighbourHome(home) => self.compare_homes(home),
             Event::Have(peer, pieces) => self.core.handle_have(peer, &pieces, now),
             Event::SessionEnded(peer, session, serving) => {
                 self.sessions.remove(&(peer, session));
@@ -417,7 +449,7 @@ impl Driver {
         let flight = self.flight.clone();
         let (news, queue) = mpsc::channel(NEWS_MAX);
         let first = if inbound {
-            SessionFrame::Offer(execute::own_offer(&self.flight.blob))
+            SessionFrame::Offer(execute::own_offer(&self.flight.blob, self.told_home))
         } else {
             // What has arrived since the offer was written down was told to the sessions of that moment only.
             SessionFrame::Have(PieceRange::gather(self.core.have().iter()))
@@ -431,6 +463,9 @@ impl Driver {
         self.spawn(
             async move { Event::SessionEnded(peer, session, execute::listen(receiver, peer, &flight.events).await) },
         );
+        if let Some(home) = offer.home {
+            self.compare_homes(home);
+        }
         let has = offer.have.unwrap_or_else(|| darter_tracker::Bitmap::new(geometry.pieces()));
         self.core.handle_neighbour_up(peer, has, now);
     }
@@ -484,6 +519,17 @@ impl Driver {
             }
         }
         self.announce();
+        self.tell_home();
+    }
+
+    /// Tells the neighbours if another home has this node on its list.
+    fn tell_home(&mut self) {
+        let home = self.core.registered_home();
+        if home.is_some() && home != self.told_home {
+            self.told_home = home;
+            let frame = home.map(SessionFrame::Home);
+            self.sessions.retain(|_, news| frame.clone().is_none_or(|frame| news.try_send(frame).is_ok()));
+        }
     }
 
     /// Runs a job whose outcome is an event. The loop owns it: it ends with the loop.
@@ -511,8 +557,9 @@ impl Driver {
         let Some(address) = self.context().tracker.peer(peer) else {
             return self.core.handle_unreachable(peer, Instant::now());
         };
-        let (flights, flight) = (self.flights.clone(), self.flight.clone());
-        self.spawn(async move { execute::connect(&flights.context, &flight.blob, address).await });
+        let flights = self.flights.clone();
+        let offer = execute::own_offer(&self.flight.blob, self.told_home);
+        self.spawn(async move { execute::connect(&flights.context, offer, address).await });
     }
 
     fn request(&mut self, peer: NodeId, piece: PieceIndex) {

@@ -140,9 +140,9 @@ impl Uploader {
         // Nobody pulls it here: what is stored is offered, and nothing will be added.
         let ours = match self.store.find(&task) {
             Some(blob) if matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete) => {
-                crate::pull::own_offer(&blob)
+                crate::pull::own_offer(&blob, None)
             }
-            _ => Offer { task, geometry: None, have: None },
+            _ => Offer { task, geometry: None, have: None, home: None },
         };
         let serving = ours.have.is_some();
         sender.send(&SessionFrame::Offer(ours)).await?;

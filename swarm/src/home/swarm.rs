@@ -256,6 +256,14 @@ impl Swarm {
         }
     }
 
+    pub(super) fn learn_downloader(&mut self, geometry: Geometry, node: NodeId, now: Instant) {
+        if self.agree(Some(geometry)).is_ok() && self.members.len() < MEMBERS_MAX {
+            self.last_used = now;
+            self.members.entry(node).or_default();
+            self.advertisers.insert(node);
+        }
+    }
+
     pub(super) fn learn_holder(&mut self, geometry: Geometry, node: NodeId, now: Instant) {
         if self.agree(Some(geometry)).is_err() || self.members.len() >= MEMBERS_MAX {
             return;
