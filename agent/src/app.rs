@@ -1,8 +1,9 @@
 //! The composition root: builds every part from the configuration, runs them, and takes them down in order.
 //!
 //! [`wiring`] turns the configuration into the parts' own settings, [`epoch`] keeps a restarted node ahead of its former
-//! self, [`telemetry`] sets the log up.
+//! self, [`acquaintances`] lets it find its cluster again, [`telemetry`] sets the log up.
 
+mod acquaintances;
 pub mod epoch;
 pub mod seams;
 pub mod telemetry;
@@ -185,6 +186,9 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         backs.spawn(uploader.run(transport.clone(), back.clone(), UPLOAD_DRAIN));
     }
     backs.spawn(keep_house(store.clone(), gossip.clone(), tracker.clone(), back.clone()));
+    if let Some(gossip) = &gossip {
+        backs.spawn(acquaintances::keep(config.cache.dir.clone(), gossip.roster(), back.clone()));
+    }
     let sought = discovery.as_ref().map(|discovery| (discovery.first_round.clone(), discovery.seeds.clone()));
     backs.spawn(become_ready(
         sought,
@@ -209,7 +213,8 @@ fn start_gossip(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Arc<Gossip>, Transport, Discovery)> {
     let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port())];
-    let discovery = Discovery::start(config.discovery.clone(), own);
+    let sources = config.discovery.iter().cloned().chain(acquaintances::recall(&config.cache.dir)).collect();
+    let discovery = Discovery::start(sources, own);
     let settings = GossipSettings {
         listen: config.gossip.listen,
         advertise: config.node.advertise,

@@ -31,7 +31,7 @@ const GOSSIP_PORT: u16 = 8002;
 const ADMIN: &str = "http://127.0.0.1:15003";
 
 /// How long an agent may take to become ready: discovery's first round may fail for 3 s, and the machine be busy.
-const READY_DEADLINE: Duration = Duration::from_secs(20);
+const READY_DEADLINE: Duration = Duration::from_secs(40);
 
 /// How long a cluster of a handful may take until all know all.
 const CLUSTER_DEADLINE: Duration = Duration::from_secs(30);
@@ -75,16 +75,17 @@ impl Cluster {
         let secret = dir.join("secret");
         let line = Run::new(world.darter()).arg("secret").output().await?;
         write_private(&secret, &line)?;
-        let mut agents = Vec::new();
-        let mut seed = None;
+        let mut hosts = Vec::new();
         for number in 1..=count {
-            let host = world.host(&format!("h{number}")).await?;
-            let seed = *seed.get_or_insert(host.address);
-            let discovery = json!([{"static": {"addresses": [format!("{seed}:{GOSSIP_PORT}")]}}]);
-            let mut config = json!({"secret_file": secret, "discovery": discovery});
-            merge(&mut config, extra);
-            agents.push(Agent::start(world, &host, remote, &config).await?);
+            hosts.push(world.host(&format!("h{number}")).await?);
         }
+        let seed = hosts.first().context("a cluster of nobody")?.address;
+        let discovery = json!([{"static": {"addresses": [format!("{seed}:{GOSSIP_PORT}")]}}]);
+        let mut config = json!({"secret_file": secret, "discovery": discovery});
+        merge(&mut config, extra);
+        let world = &*world;
+        let start = hosts.iter().map(|host| Agent::start(world, host, remote, &config));
+        let agents = try_join_all(start).await?;
         let cluster = Self { agents };
         cluster.wait_for_members(count).await?;
         Ok(cluster)
