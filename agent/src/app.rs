@@ -146,7 +146,10 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         None => (None, None, None),
     };
 
-    let (home, home_loop) = HomeHandle::start(Home::new(node.id(), rand::rng().random()), gossip.clone());
+    let (home, home_loop) = {
+        let peers = gossip.clone().zip(transport.clone());
+        HomeHandle::start(Home::new(node.id(), rand::rng().random()), peers)
+    };
     let for_tracker = transport.clone().zip(gossip.as_ref().map(|gossip| gossip.roster()));
     let tracker = Arc::new(GossipTracker::new(node.id(), home.clone(), for_tracker));
     let flights = Flights::new(Context {

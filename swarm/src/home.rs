@@ -10,7 +10,7 @@
 pub mod lease;
 pub mod swarm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
@@ -51,6 +51,12 @@ impl Home {
             next_lease: seed & (u64::MAX >> 1),
             rng: StdRng::seed_from_u64(seed),
         }
+    }
+
+    /// The member that this is the home of.
+    #[must_use]
+    pub fn me(&self) -> NodeId {
+        self.me
     }
 
     /// How many live members the cluster has, this one included: alone, a node fetches a blob in one request.
@@ -123,6 +129,20 @@ impl Home {
     ) -> Result<(), TrackerError> {
         let swarm = self.tasks.get_mut(&request.task).ok_or(TrackerError::NotRegistered { task: request.task })?;
         swarm.report_error(from, request, now)
+    }
+
+    /// The members whose leases are running: whoever owns this home tells with [`Self::handle_alive`] when something has come
+    /// from them.
+    #[must_use]
+    pub fn fetchers(&self) -> BTreeSet<NodeId> {
+        self.tasks.values().flat_map(Swarm::fetchers).collect()
+    }
+
+    /// Something has come from a member with a lease, so it is alive.
+    pub fn handle_alive(&mut self, node: NodeId, now: Instant) {
+        for swarm in self.tasks.values_mut() {
+            swarm.heard(node, now);
+        }
     }
 
     /// Takes a member that left the cluster out of everything; its leases are free at once.

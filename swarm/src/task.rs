@@ -158,6 +158,25 @@ impl Task {
         self.advance(now);
     }
 
+    /// Members have come or gone, and `homes` are those to ask now. Whoever comes, a pull keeps the home that has it on its
+    /// list while that is a member, unless it is the last of `homes`: a node that is not in rank is its own last resort.
+    pub fn handle_members(&mut self, mut homes: Vec<NodeId>, present_is_member: bool, now: Instant) {
+        let present = self.link.registered_home().filter(|home| present_is_member && homes.last() != Some(home));
+        if let Some(present) = present {
+            homes.retain(|home| *home != present);
+            homes.insert(0, present);
+        }
+        self.handle_homes(homes, now);
+    }
+
+    /// A neighbour's home comes before the present one in rank: it shall be everybody's. `homes` are those to ask otherwise.
+    pub fn handle_rival(&mut self, rival: NodeId, mut homes: Vec<NodeId>, now: Instant) {
+        let first = std::iter::once(rival).chain(self.link.home().filter(|home| *home != rival));
+        homes.retain(|home| *home != rival && Some(*home) != self.link.home());
+        homes.splice(0..0, first);
+        self.handle_homes(homes, now);
+    }
+
     /// The home answered a Register.
     pub fn handle_registered(&mut self, home: NodeId, response: &RegisterResponse, now: Instant) {
         if self.link.registered(home, &self.have, now) {

@@ -15,6 +15,7 @@ use darter_tracker::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::{Gossip, Roster};
 use crate::net::{Peer, Transport};
@@ -30,6 +31,9 @@ const SILENT_FOR: Duration = Duration::from_secs(10);
 
 /// Calls that wait for this node's home. It answers in microseconds; callers beyond the bound wait.
 const CALLS_MAX: usize = 1024;
+
+/// How often the transport is asked whether this home's fetchers are alive.
+const PULSE: Duration = Duration::from_millis(100);
 
 /// The members in rank that a downloader tries: the home and its two stand-bys (D3).
 pub(super) const HOMES: usize = 3;
@@ -49,9 +53,9 @@ pub struct HomeHandle {
 impl HomeHandle {
     /// Starts the loop that owns `home`. It ends when every handle is gone or it is aborted.
     #[must_use]
-    pub fn start(home: Home, gossip: Option<Arc<Gossip>>) -> (Self, JoinHandle<()>) {
+    pub fn start(home: Home, peers: Option<(Arc<Gossip>, Transport)>) -> (Self, JoinHandle<()>) {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
-        (Self { calls: sender }, tokio::spawn(run_home(home, gossip, calls)))
+        (Self { calls: sender }, tokio::spawn(run_home(home, peers, calls)))
     }
 
     /// Answers a call of `from`.
@@ -65,7 +69,11 @@ impl HomeHandle {
     }
 }
 
-async fn run_home(mut home: Home, gossip: Option<Arc<Gossip>>, mut calls: mpsc::Receiver<HomeCall>) {
+async fn run_home(mut home: Home, peers: Option<(Arc<Gossip>, Transport)>, mut calls: mpsc::Receiver<HomeCall>) {
+    let (gossip, transport) = peers.unzip();
+    let mut pulse = tokio::time::interval(PULSE);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut received = BTreeMap::new();
     let mut events = gossip.as_ref().map(|gossip| gossip.events());
     let mut roster = gossip.as_ref().map(|gossip| gossip.roster());
     loop {
@@ -89,9 +97,24 @@ async fn run_home(mut home: Home, gossip: Option<Arc<Gossip>>, mut calls: mpsc::
                     _ => {}
                 }
             }
+            _ = pulse.tick() => received = feel_pulse(&mut home, transport.as_ref(), &received),
             Some(members) = roster_change(&mut roster) => home.set_cluster_size(members),
         }
     }
+}
+
+/// Tells the home which of its fetchers are alive, and returns what has come from each of them until now.
+fn feel_pulse(home: &mut Home, transport: Option<&Transport>, before: &BTreeMap<NodeId, u64>) -> BTreeMap<NodeId, u64> {
+    let mut received = BTreeMap::new();
+    for fetcher in home.fetchers() {
+        let packets = transport.map_or(0, |transport| transport.received(fetcher));
+        // This node itself is alive.
+        if fetcher == home.me() || before.get(&fetcher).is_none_or(|before| packets > *before) {
+            home.handle_alive(fetcher, Instant::now());
+        }
+        received.insert(fetcher, packets);
+    }
+    received
 }
 
 /// The next membership event; never, without gossip. A burst that overran the queue is survivable: leases lapse and

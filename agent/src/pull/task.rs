@@ -300,20 +300,16 @@ impl Driver {
         self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
     }
 
-    /// Members have come or gone. Whoever comes, the pull keeps the home that has it on its list while that is a member.
+    /// Members have come or gone.
     fn reconsider_homes(&mut self) {
         if self.alone {
             return;
         }
         let tracker = &self.context().tracker;
-        let mut homes = tracker.homes(self.flight.blob.task());
-        // This node's own home was only the last resort, unless it is in rank.
-        let present = self.core.registered_home().filter(|home| homes.contains(home) || tracker.peer(*home).is_some());
-        if let Some(present) = present.filter(|home| homes.last() != Some(home)) {
-            homes.retain(|home| *home != present);
-            homes.insert(0, present);
-        }
-        self.core.handle_homes(homes, Instant::now());
+        let homes = tracker.homes(self.flight.blob.task());
+        let present = self.core.registered_home();
+        let is_member = present.is_some_and(|home| homes.contains(&home) || tracker.peer(home).is_some());
+        self.core.handle_members(homes, is_member, Instant::now());
     }
 
     /// A neighbour has another home: the one of higher rank shall be everybody's.
@@ -321,11 +317,9 @@ impl Driver {
         let Some(ours) = self.core.registered_home().filter(|ours| *ours != theirs && !self.alone) else { return };
         let (tracker, task) = (&self.context().tracker, self.flight.blob.task());
         if tracker.outranks(task, theirs, ours) {
-            let mut homes = tracker.homes(task);
-            homes.retain(|home| *home != theirs && *home != ours);
-            homes.splice(0..0, [theirs, ours]);
+            let homes = tracker.homes(task);
             tracing::debug!(%task, %theirs, %ours, "a neighbour has a home of higher rank");
-            self.core.handle_homes(homes, Instant::now());
+            self.core.handle_rival(theirs, homes, Instant::now());
         }
     }
 

@@ -10,6 +10,13 @@ use darter_tracker::{Bitmap, Geometry, Lease, LeaseId, NodeId, PieceIndex, Piece
 /// leases of a dead fetcher do not wait for this: who asks it for something notices sooner, and says so.
 pub const LAPSE: Duration = Duration::from_secs(4);
 
+/// A lease lapses as well when nothing at all has come from its fetcher for this long: it says something every
+/// [`crate::task::link::RENEW`] while it is alive.
+pub const SILENT_FETCHER: Duration = Duration::from_secs(1);
+
+/// After this a reader does not wait for such a fetcher.
+pub const SILENT_URGENT: Duration = Duration::from_millis(500);
+
 /// Fetchers at a time in a cluster of [`LARGE_CLUSTER`] members or more.
 pub const FETCHERS_LARGE: usize = 8;
 
@@ -37,13 +44,16 @@ struct Held {
     /// Pieces of the run that were not reported yet.
     open: Bitmap,
     progress: Instant,
+    /// When something last came from the fetcher.
+    alive: Instant,
 }
 
 impl Leases {
     /// Frees the leases that made no progress for [`LAPSE`].
     pub fn expire(&mut self, now: Instant) {
         self.held.retain(|_, held| {
-            let alive = now.saturating_duration_since(held.progress) < LAPSE;
+            let since = |at: Instant| now.saturating_duration_since(at);
+            let alive = since(held.progress) < LAPSE && since(held.alive) < SILENT_FETCHER;
             if !alive {
                 tracing::debug!(to = %held.to, open = held.open.count(), "a lease lapses");
             }
@@ -55,6 +65,25 @@ impl Leases {
     #[must_use]
     pub fn covers(&self, piece: PieceIndex, without: &BTreeSet<NodeId>) -> bool {
         self.held.values().any(|held| held.open.contains(piece) && !without.contains(&held.to))
+    }
+
+    /// Whether the fetcher of `piece` has been silent for so long that no reader shall wait for it.
+    #[must_use]
+    pub fn silent(&self, piece: PieceIndex, now: Instant) -> bool {
+        let silent = |held: &&Held| now.saturating_duration_since(held.alive) >= SILENT_URGENT;
+        self.held.values().filter(|held| held.open.contains(piece)).all(|held| silent(&held))
+    }
+
+    /// Notes that something has come from `node`.
+    pub fn heard(&mut self, node: NodeId, now: Instant) {
+        for held in self.held.values_mut().filter(|held| held.to == node) {
+            held.alive = now;
+        }
+    }
+
+    /// Who is fetching.
+    pub fn holders(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.held.values().map(|held| held.to)
     }
 
     /// How many members are fetching.
@@ -76,14 +105,14 @@ impl Leases {
         for piece in pieces.iter() {
             open.insert(piece);
         }
-        self.held.insert(id, Held { to: node, open, progress: now });
+        self.held.insert(id, Held { to: node, open, progress: now, alive: now });
         Lease { id, pieces, lapse: LAPSE }
     }
 
     /// Notes progress of `node`'s lease; `None` if it is over.
     pub fn renew(&mut self, id: LeaseId, node: NodeId, now: Instant) -> Option<()> {
         let held = self.held.get_mut(&id).filter(|held| held.to == node)?;
-        held.progress = now;
+        (held.progress, held.alive) = (now, now);
         Some(())
     }
 

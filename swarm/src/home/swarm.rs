@@ -93,6 +93,16 @@ impl Swarm {
         }
     }
 
+    /// Who is fetching.
+    pub(super) fn fetchers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.leases.holders()
+    }
+
+    /// Notes that something has come from `node`.
+    pub(super) fn heard(&mut self, node: NodeId, now: Instant) {
+        self.leases.heard(node, now);
+    }
+
     /// When a member last said something about the task.
     #[must_use]
     pub fn last_used(&self) -> Instant {
@@ -413,13 +423,13 @@ impl Swarm {
         cluster_size: usize,
     ) -> Option<PieceRange> {
         let geometry = self.geometry?;
-        let free = |piece: PieceIndex, distrusted: &BTreeSet<NodeId>| {
+        let free = |piece: PieceIndex, distrusted: &BTreeSet<NodeId>, urgent: bool| {
             geometry.contains(piece)
                 && !self.holds(from, piece)
-                && !self.leases.covers(piece, distrusted)
+                && (!self.leases.covers(piece, distrusted) || urgent && self.leases.silent(piece, now))
                 && self.reachable(piece, distrusted) == 0
         };
-        if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted)) {
+        if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
             return Some(PieceRange { first: piece, count: 1 });
         }
         if self.settling.is_some_and(|until| now < until)
@@ -432,7 +442,7 @@ impl Swarm {
         // fetched a second time, beside what a reader waits for.
         let isolated = self.isolated(now);
         let open: Vec<PieceIndex> =
-            (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated)).collect();
+            (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated, false)).collect();
         let length = run_length(&geometry, open.len() as u32, cluster_size);
         let first = PieceRange::gather(open).into_iter().next()?;
         Some(PieceRange { first: first.first, count: first.count.min(length) })

@@ -1,0 +1,657 @@
+//! A toy network under a virtual clock: fixed delays, two uploads at a time per node, a registry that counts; nodes that die,
+//! freeze, part and come back. What is decided is decided by the real homes, downloaders and upload queues.
+
+// A simulation needs some instant to start at; from there its own clock moves it.
+#![allow(clippy::disallowed_methods)]
+
+use super::*;
+use crate::home::Home;
+use crate::home::swarm::ADVERTISERS;
+use crate::upload::{Admission, Ticket, Uploads};
+use darter_tracker::{Digest, PieceSize, PullPieceRequest, RegisterRequest, ReportPieceRequest, Role};
+
+/// One way.
+const WIRE: Duration = Duration::from_millis(1);
+/// A piece from a peer.
+const TRANSFER: Duration = Duration::from_millis(4);
+/// A piece from the registry.
+pub(super) const ORIGIN: Duration = Duration::from_millis(3);
+/// A call to a member from which nothing comes fails after this.
+const CALL_FAILS: Duration = Duration::from_secs(2);
+/// A member that failed a call is not asked about other tasks for this long.
+const SILENT_FOR: Duration = Duration::from_secs(10);
+/// A handshake that nobody answers.
+const CONNECT_FAILS: Duration = Duration::from_secs(3);
+/// A connection on which nothing comes ends.
+const IDLE: Duration = Duration::from_secs(5);
+/// How often downloaders are told who is alive.
+const PULSE: Duration = Duration::from_millis(100);
+/// When gossip has found out that a member is dead, at the earliest and the latest.
+const DETECTED: std::ops::Range<u64> = 6000..8000;
+/// When gossip has told of one that came or left.
+const TOLD: std::ops::Range<u64> = 50..500;
+
+#[derive(Debug)]
+pub(super) enum Event {
+    Start,
+    Wake,
+    Pulse,
+    Call(usize, u64, Call),
+    Answer(usize, u64, Answer),
+    CallFails(usize, u64),
+    Connect(usize, u64, Bitmap, Option<NodeId>),
+    Connected(usize, u64, Option<(Bitmap, Option<NodeId>)>),
+    ConnectFails(usize, u64),
+    SessionEnds(usize),
+    Have(usize, Vec<PieceRange>),
+    HomeOf(usize, NodeId),
+    OriginPiece(RunId, PieceIndex),
+    Request(usize, PieceIndex),
+    Uploaded(Ticket),
+    Delivered(usize, PieceIndex),
+    Refused(usize, PieceIndex, Option<ErrorKind>),
+    Gone(usize),
+    Come(usize),
+    Kill,
+    Freeze(bool),
+    Part(Option<usize>),
+    Restart,
+}
+
+#[derive(Debug)]
+pub(super) enum Call {
+    Register(RegisterRequest),
+    Pull(PullPieceRequest),
+    Report(Option<RunId>, ReportPieceRequest),
+    Blame(ClientErrorRequest),
+}
+
+#[derive(Debug)]
+pub(super) enum Answer {
+    Register(Result<RegisterResponse, TrackerError>),
+    Pull(Result<PullPieceResponse, TrackerError>),
+    Report(Option<RunId>, Result<ReportPieceResponse, TrackerError>),
+}
+
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) home: Home,
+    pub(super) task: Option<Task>,
+    /// What it held when it was restarted.
+    kept: Bitmap,
+    uploads: Uploads,
+    uploading: BTreeMap<Ticket, (usize, PieceIndex)>,
+    sessions: BTreeSet<usize>,
+    told_home: Option<NodeId>,
+    open: BTreeSet<u64>,
+    runs: BTreeMap<RunId, (PieceRange, Instant)>,
+    /// Members as its gossip knows them.
+    view: BTreeSet<usize>,
+    silent: BTreeMap<NodeId, Instant>,
+    reader: u32,
+    read_at: Instant,
+    /// The longest that its client has waited for a piece.
+    pub(super) stall: Duration,
+    /// When the last alarm rings.
+    wake: Instant,
+    pub(super) alive: bool,
+    /// Whether it is a member that takes no part in the pull.
+    pub(super) absent: bool,
+    /// Of a frozen node: what has come for it meanwhile.
+    frozen: Option<Vec<Event>>,
+    pub(super) done_at: Option<Duration>,
+}
+
+pub(super) struct Net {
+    pub(super) nodes: Vec<Node>,
+    events: BTreeMap<(Instant, u64), (usize, Event)>,
+    sequence: u64,
+    start: Instant,
+    pub(super) now: Instant,
+    pub(super) id: TaskId,
+    pub(super) geometry: Geometry,
+    /// How often each piece left the registry.
+    pub(super) registry: Vec<u32>,
+    pub(super) requests: u32,
+    pub(super) fallbacks: u32,
+    pub(super) registry_refuses: BTreeSet<usize>,
+    /// Half of what neighbours tell each other never arrives.
+    pub(super) loses_news: bool,
+    /// Members that homes believe to hold everything.
+    pub(super) believed: BTreeSet<usize>,
+    /// Nodes below this number hear nothing of the others.
+    parted: Option<usize>,
+    pub(super) rng: StdRng,
+}
+
+impl Net {
+    pub(super) fn new(count: usize, pieces: u32, seed: u64) -> Self {
+        let start = Instant::now();
+        let mut net = Self {
+            nodes: Vec::new(),
+            events: BTreeMap::new(),
+            sequence: 0,
+            start,
+            now: start,
+            id: TaskId::blob(Digest::Sha256([seed as u8; 32])),
+            geometry: Geometry::new(u64::from(pieces) << 18, PieceSize::new(1 << 18).unwrap()).unwrap(),
+            registry: vec![0; pieces as usize],
+            requests: 0,
+            fallbacks: 0,
+            registry_refuses: BTreeSet::new(),
+            loses_news: false,
+            believed: BTreeSet::new(),
+            parted: None,
+            rng: StdRng::seed_from_u64(seed),
+        };
+        for _ in 0..count {
+            net.join();
+        }
+        for node in 0..count {
+            net.nodes[node].view = (0..count).collect();
+            let delay = Duration::from_millis(net.rng.random_range(0..20));
+            net.push(delay, node, Event::Start);
+        }
+        net
+    }
+
+    /// A new member that nobody knows yet.
+    pub(super) fn join(&mut self) -> usize {
+        let number = self.nodes.len();
+        let id = NodeId::from_bytes(self.rng.random());
+        let mut home = Home::new(id, self.rng.random());
+        home.set_cluster_size(number.max(2));
+        self.nodes.push(Node {
+            id,
+            home,
+            task: None,
+            kept: Bitmap::new(self.geometry.pieces()),
+            uploads: Uploads::default(),
+            uploading: BTreeMap::new(),
+            sessions: BTreeSet::new(),
+            told_home: None,
+            open: BTreeSet::new(),
+            runs: BTreeMap::new(),
+            view: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            reader: 0,
+            read_at: self.now,
+            stall: Duration::ZERO,
+            wake: self.now,
+            alive: true,
+            absent: false,
+            frozen: None,
+            done_at: None,
+        });
+        for node in &mut self.nodes {
+            node.home.set_cluster_size(number + 1);
+        }
+        number
+    }
+
+    pub(super) fn push(&mut self, delay: Duration, node: usize, event: Event) {
+        self.sequence += 1;
+        self.events.insert((self.now + delay, self.sequence), (node, event));
+    }
+
+    pub(super) fn index(&self, id: NodeId) -> usize {
+        self.nodes.iter().position(|node| node.id == id).unwrap()
+    }
+
+    fn rank(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
+        crate::rendezvous::order(&self.id, nodes.map(|id| (id, Role::Node)))
+    }
+
+    /// What `GossipTracker::homes` gives.
+    pub(super) fn homes(&self, node: usize) -> Vec<NodeId> {
+        let (own, silent) = (self.nodes[node].id, &self.nodes[node].silent);
+        let members = self.nodes[node].view.iter().map(|other| self.nodes[*other].id);
+        let heard = |id: &NodeId| *id == own || silent.get(id).is_none_or(|until| self.now >= *until);
+        let mut order = self.rank(members.filter(heard));
+        order.truncate(3);
+        if !order.contains(&own) {
+            order.push(own);
+        }
+        order
+    }
+
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        let apart = self.parted.is_some_and(|first| (from < first) != (to < first));
+        self.nodes[from].alive && self.nodes[to].alive && !apart
+    }
+
+    /// Runs until every client whose node lives has everything; panics after a minute of virtual time.
+    pub(super) fn run(&mut self) {
+        while self.nodes.iter().any(|node| node.alive && node.done_at.is_none()) {
+            self.step();
+        }
+    }
+
+    /// Runs until some node holds that many pieces, and returns it.
+    pub(super) fn run_until(&mut self, pieces: u32) -> usize {
+        loop {
+            let held = |node: &Node| node.task.as_ref().map_or(0, |task| task.have().count());
+            if let Some(node) = self.nodes.iter().position(|node| held(node) >= pieces) {
+                return node;
+            }
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let ((at, _), (node, event)) = self.events.pop_first().expect("somebody waits for nothing");
+        assert!(at < self.start + Duration::from_secs(60), "not done after a minute: {:?}", self.state());
+        self.now = at;
+        let alive = self.nodes[node].alive;
+        match (event, &mut self.nodes[node].frozen) {
+            (Event::Freeze(frozen), _) => self.freeze(node, frozen),
+            (Event::Part(first), _) => self.part(first),
+            (Event::Restart, _) => self.restart(node),
+            (Event::Kill, _) => self.kill(node, DETECTED),
+            (event, Some(waiting)) => waiting.push(event),
+            (_, None) if !alive => {}
+            (event, None) => {
+                self.handle(node, event);
+                self.drain(node);
+            }
+        }
+    }
+
+    fn state(&self) -> Vec<String> {
+        self.nodes.iter().map(|n| format!("{:?}", n.task.as_ref().map(|t| t.have.clone()))).collect()
+    }
+
+    pub(super) fn kill(&mut self, node: usize, known: std::ops::Range<u64>) {
+        self.nodes[node].alive = false;
+        for other in 0..self.nodes.len() {
+            if self.nodes[other].alive {
+                let noticed = Duration::from_millis(self.rng.random_range(known.clone()));
+                self.push(noticed, other, Event::Gone(node));
+                self.push(IDLE, other, Event::SessionEnds(node));
+            }
+        }
+    }
+
+    fn freeze(&mut self, node: usize, frozen: bool) {
+        if frozen {
+            self.nodes[node].frozen = Some(Vec::new());
+        } else {
+            for event in self.nodes[node].frozen.take().into_iter().flatten() {
+                self.push(Duration::ZERO, node, event);
+            }
+        }
+    }
+
+    fn part(&mut self, first: Option<usize>) {
+        self.parted = first;
+        let count = self.nodes.len();
+        if let Some(first) = first {
+            for (one, other) in (0..first).flat_map(|one| (first..count).map(move |other| (one, other))) {
+                self.push(IDLE, one, Event::SessionEnds(other));
+                self.push(IDLE, other, Event::SessionEnds(one));
+            }
+        }
+    }
+
+    /// As at an upgrade: it leaves, and is back under another identity with what it held.
+    fn restart(&mut self, node: usize) {
+        self.kill(node, TOLD);
+        let kept = self.nodes[node].task.as_ref().map(|task| task.have().clone());
+        let new = self.join();
+        if let Some(kept) = kept {
+            self.nodes[new].kept = kept;
+        }
+        self.know(new);
+        // It is ready, and has a client, once it knows the others and they know it.
+        self.push(Duration::from_secs(1), new, Event::Start);
+    }
+
+    /// A new member knows everybody at once, and they hear of it by and by.
+    pub(super) fn know(&mut self, new: usize) {
+        for other in 0..self.nodes.len() {
+            if self.nodes[other].alive {
+                self.nodes[new].view.insert(other);
+                let told = Duration::from_millis(self.rng.random_range(TOLD));
+                self.push(told, other, Event::Come(new));
+            }
+        }
+    }
+
+    fn handle(&mut self, node: usize, event: Event) {
+        let now = self.now;
+        let id = |net: &Self, other: usize| net.nodes[other].id;
+        match event {
+            Event::Start => self.begin(node),
+            Event::Wake if self.nodes[node].wake > now => {}
+            Event::Wake => {
+                // Spent, so that the next one is set even for the same moment.
+                self.nodes[node].wake = now + Duration::from_secs(3600);
+                self.with(node, |task| task.handle_timeout(now));
+            }
+            Event::Pulse => self.pulse(node),
+            Event::Call(from, key, call) if self.reaches(from, node) => self.answer(node, from, key, call),
+            Event::Answer(home, key, answer) if self.reaches(home, node) && self.nodes[node].open.remove(&key) => {
+                let home = id(self, home);
+                self.with(node, |task| match answer {
+                    Answer::Register(Ok(response)) => task.handle_registered(home, &response, now),
+                    Answer::Pull(Ok(response)) => task.handle_pulled(home, response, now),
+                    Answer::Report(run, Ok(response)) => task.handle_reported(home, run, response, now),
+                    Answer::Register(Err(error)) | Answer::Pull(Err(error)) | Answer::Report(_, Err(error)) => {
+                        task.handle_home_failed(home, &error, now);
+                    }
+                });
+            }
+            Event::CallFails(home, key) if self.nodes[node].open.remove(&key) => {
+                let (home, error) = (id(self, home), TrackerError::Unreachable { reason: String::new() });
+                self.nodes[node].silent.insert(home, now + SILENT_FOR);
+                self.with(node, |task| task.handle_home_failed(home, &error, now));
+            }
+            Event::Connect(from, key, have, home) if self.reaches(from, node) => {
+                let known = self.nodes[node].task.as_ref().map(|task| task.have().clone());
+                let told = known.map(|known| (known, self.nodes[node].told_home));
+                if told.is_some() {
+                    self.up(node, from, have, home);
+                }
+                self.push(WIRE, from, Event::Connected(node, key, told));
+            }
+            Event::Connected(peer, key, told) if self.reaches(peer, node) && self.nodes[node].open.remove(&key) => {
+                match told {
+                    Some((have, home)) => self.up(node, peer, have, home),
+                    None => {
+                        let peer = id(self, peer);
+                        self.with(node, |task| task.handle_without_task(peer, now));
+                    }
+                }
+            }
+            Event::ConnectFails(peer, key) if self.nodes[node].open.remove(&key) => {
+                let peer = id(self, peer);
+                self.with(node, |task| task.handle_unreachable(peer, now));
+            }
+            Event::SessionEnds(peer) if !self.reaches(node, peer) && self.nodes[node].sessions.remove(&peer) => {
+                let peer = id(self, peer);
+                self.with(node, |task| task.handle_neighbour_gone(peer, false, now));
+            }
+            Event::Have(from, pieces) if self.reaches(from, node) => {
+                let from = id(self, from);
+                self.with(node, |task| task.handle_have(from, &pieces, now));
+            }
+            Event::HomeOf(from, home) if self.reaches(from, node) => self.compare_homes(node, home),
+            Event::OriginPiece(run, piece) => self.with(node, |task| task.handle_origin_piece(run, piece, now)),
+            Event::Request(from, piece) if self.reaches(from, node) => self.serve(node, from, piece),
+            Event::Uploaded(ticket) => {
+                if let Some((_, piece)) = self.nodes[node].uploading.remove(&ticket) {
+                    self.with(node, |task| task.handle_uploaded(piece, now));
+                    for next in self.nodes[node].uploads.finish(ticket) {
+                        self.upload(node, next);
+                    }
+                }
+            }
+            Event::Delivered(from, piece) if self.reaches(from, node) => {
+                let from = id(self, from);
+                let wanted = |task: &Task| task.neighbours.get(&from).is_some_and(|peer| peer.asked(piece));
+                if self.nodes[node].task.as_ref().is_some_and(wanted) {
+                    self.with(node, |task| task.handle_piece(from, piece, now));
+                }
+            }
+            Event::Refused(from, piece, kind) if self.reaches(from, node) => {
+                let from = id(self, from);
+                self.with(node, |task| task.handle_piece_failed(from, piece, kind, now));
+            }
+            Event::Gone(other) => {
+                self.nodes[node].view.remove(&other);
+                let gone = id(self, other);
+                self.nodes[node].home.member_down(gone);
+                self.reconsider_homes(node);
+            }
+            Event::Come(other) => {
+                self.nodes[node].view.insert(other);
+                self.reconsider_homes(node);
+            }
+            // What was lost on the way, or is moot.
+            _ => {}
+        }
+    }
+
+    fn with(&mut self, node: usize, act: impl FnOnce(&mut Task)) {
+        if let Some(task) = &mut self.nodes[node].task {
+            act(task);
+        }
+    }
+
+    fn begin(&mut self, node: usize) {
+        if self.nodes[node].absent {
+            return;
+        }
+        let (homes, have, now) = (self.homes(node), self.nodes[node].kept.clone(), self.now);
+        self.nodes[node].task = Some(Task::new(self.id, self.geometry, have, homes, self.rng.random(), now));
+        self.nodes[node].read_at = now;
+        self.push(PULSE, node, Event::Pulse);
+    }
+
+    fn pulse(&mut self, node: usize) {
+        let Some(task) = self.nodes[node].task.as_ref() else { return };
+        let debtors = task.debtors();
+        let fetchers = self.nodes[node].home.fetchers();
+        let now = self.now;
+        for debtor in debtors {
+            let at = self.index(debtor);
+            if self.reaches(node, at) && self.nodes[at].frozen.is_none() {
+                self.with(node, |task| task.handle_alive(debtor, now));
+            }
+        }
+        for fetcher in fetchers {
+            let at = self.index(fetcher);
+            if self.reaches(node, at) && self.nodes[at].frozen.is_none() {
+                self.nodes[node].home.handle_alive(fetcher, now);
+            }
+        }
+        self.push(PULSE, node, Event::Pulse);
+    }
+
+    fn answer(&mut self, node: usize, from: usize, key: u64, call: Call) {
+        let (caller, now) = (self.nodes[from].id, self.now);
+        let answer = match call {
+            Call::Register(request) => {
+                self.learn(node);
+                Answer::Register(self.nodes[node].home.register(caller, request, now))
+            }
+            Call::Pull(request) => Answer::Pull(self.nodes[node].home.pull_piece(caller, &request, now)),
+            Call::Report(run, request) => {
+                Answer::Report(run, self.nodes[node].home.report_piece(caller, &request, now))
+            }
+            Call::Blame(request) => {
+                let _ = self.nodes[node].home.report_error(caller, &request, now);
+                return;
+            }
+        };
+        self.push(WIRE, from, Event::Answer(node, key, answer));
+    }
+
+    /// Tells a home that does not know the task yet what gossip has told.
+    fn learn(&mut self, node: usize) {
+        if self.nodes[node].home.knows(&self.id) {
+            return;
+        }
+        let (id, geometry, now) = (self.id, self.geometry, self.now);
+        let known = |other: &usize| self.nodes[*other].alive && self.reaches(node, *other);
+        let everybody: Vec<usize> = (0..self.nodes.len()).filter(known).collect();
+        let mut whole: Vec<usize> =
+            everybody.iter().copied().filter(|other| self.nodes[*other].done_at.is_some()).take(ADVERTISERS).collect();
+        whole.extend(self.believed.iter().copied());
+        let getting = |other: &usize| self.nodes[*other].told_home.is_some() && self.nodes[*other].done_at.is_none();
+        let getting: Vec<usize> = everybody.into_iter().filter(getting).take(ADVERTISERS).collect();
+        for other in whole {
+            let holder = self.nodes[other].id;
+            self.nodes[node].home.learn_holder(id, geometry, holder, now);
+        }
+        for other in getting {
+            let downloader = self.nodes[other].id;
+            self.nodes[node].home.learn_downloader(id, geometry, downloader, now);
+        }
+    }
+
+    fn up(&mut self, node: usize, peer: usize, have: Bitmap, home: Option<NodeId>) {
+        let (id, now) = (self.nodes[peer].id, self.now);
+        self.nodes[node].sessions.insert(peer);
+        self.with(node, |task| task.handle_neighbour_up(id, have, now));
+        if let Some(home) = home {
+            self.compare_homes(node, home);
+        }
+    }
+
+    fn compare_homes(&mut self, node: usize, theirs: NodeId) {
+        let ours = self.nodes[node].task.as_ref().and_then(Task::registered_home);
+        let Some(ours) = ours.filter(|ours| *ours != theirs) else { return };
+        let known = self.nodes[node].view.contains(&self.index(theirs));
+        if known && self.rank([theirs, ours].into_iter()).first() == Some(&theirs) {
+            let (homes, now) = (self.homes(node), self.now);
+            self.with(node, |task| task.handle_rival(theirs, homes, now));
+        }
+    }
+
+    fn reconsider_homes(&mut self, node: usize) {
+        let (homes, now) = (self.homes(node), self.now);
+        let present = self.nodes[node].task.as_ref().and_then(Task::registered_home);
+        let is_member = present.is_some_and(|home| self.nodes[node].view.contains(&self.index(home)));
+        self.with(node, |task| task.handle_members(homes, is_member, now));
+    }
+
+    fn serve(&mut self, node: usize, to: usize, piece: PieceIndex) {
+        let holds = self.nodes[to].task.as_ref().map_or(0, |task| task.have().count());
+        if !self.nodes[node].task.as_ref().is_some_and(|task| task.have().contains(piece)) {
+            return self.push(WIRE, to, Event::Refused(node, piece, Some(ErrorKind::NotFound)));
+        }
+        let peer = self.nodes[to].id;
+        match self.nodes[node].uploads.request(self.id, peer, holds) {
+            Admission::Busy => self.push(WIRE, to, Event::Refused(node, piece, None)),
+            Admission::Queued(ticket) => {
+                self.nodes[node].uploading.insert(ticket, (to, piece));
+            }
+            Admission::Serve(ticket) => {
+                self.nodes[node].uploading.insert(ticket, (to, piece));
+                self.upload(node, ticket);
+            }
+        }
+    }
+
+    fn upload(&mut self, node: usize, ticket: Ticket) {
+        let (to, piece) = self.nodes[node].uploading[&ticket];
+        self.push(TRANSFER, to, Event::Delivered(node, piece));
+        self.push(TRANSFER, node, Event::Uploaded(ticket));
+    }
+
+    fn drain(&mut self, node: usize) {
+        let now = self.now;
+        if self.nodes[node].task.is_none() {
+            return;
+        }
+        loop {
+            while let Some(action) = self.nodes[node].task.as_mut().and_then(Task::poll_action) {
+                self.execute(node, action);
+            }
+            // The client reads on.
+            let this = &mut self.nodes[node];
+            let Some(task) = &mut this.task else { return };
+            let before = task.readers.get(&ReaderId(1)).map(|waiting| waiting.piece.0);
+            let next = task.have().prefix();
+            if before == Some(next) {
+                break;
+            }
+            this.stall = this.stall.max(now - this.read_at);
+            (this.reader, this.read_at) = (next, now);
+            if task.is_complete() {
+                this.done_at.get_or_insert(now - self.start);
+                task.handle_reader_gone(ReaderId(1), now);
+                while let Some(action) = self.nodes[node].task.as_mut().and_then(Task::poll_action) {
+                    self.execute(node, action);
+                }
+                break;
+            }
+            task.handle_reader(ReaderId(1), PieceIndex(next), now);
+        }
+        self.tell_home(node);
+        let Some(task) = &mut self.nodes[node].task else { return };
+        let wake = task.poll_timeout(now);
+        // Only the last alarm set counts; earlier ones ring in vain.
+        if std::mem::replace(&mut self.nodes[node].wake, wake) != wake {
+            self.push(wake - now, node, Event::Wake);
+        }
+    }
+
+    fn tell_home(&mut self, node: usize) {
+        let home = self.nodes[node].task.as_ref().and_then(Task::registered_home);
+        if let Some(home) = home.filter(|_| home != self.nodes[node].told_home) {
+            self.nodes[node].told_home = Some(home);
+            for other in self.nodes[node].sessions.clone() {
+                self.push(WIRE, other, Event::HomeOf(node, home));
+            }
+        }
+    }
+
+    fn call(&mut self, node: usize, home: NodeId, call: Call) {
+        let (at, key) = (self.index(home), self.sequence);
+        if !matches!(call, Call::Blame(_)) {
+            self.nodes[node].open.insert(key);
+            self.push(CALL_FAILS, node, Event::CallFails(at, key));
+        }
+        self.push(WIRE, at, Event::Call(node, key, call));
+    }
+
+    fn execute(&mut self, node: usize, action: Action) {
+        let now = self.now;
+        if std::env::var_os("DARTER_TRACE").is_some() {
+            match &action {
+                Action::Fetch { .. } | Action::CountFallback(_) | Action::Register { .. } | Action::Stop { .. } => eprintln!("{:?} node {node} have {} {action:.200?}", now - self.start, self.nodes[node].task.as_ref().unwrap().have().count()),
+                _ => {}
+            }
+        }
+        match action {
+            Action::Register { home, request } => self.call(node, home, Call::Register(request)),
+            Action::Pull { home, request } => self.call(node, home, Call::Pull(request)),
+            Action::Report { home, run, request } => self.call(node, home, Call::Report(run, request)),
+            Action::Blame { home, request } => self.call(node, home, Call::Blame(request)),
+            Action::Connect { peer } => {
+                let (to, key) = (self.index(peer), self.sequence);
+                let have = self.nodes[node].task.as_ref().unwrap().have().clone();
+                self.nodes[node].open.insert(key);
+                self.push(WIRE, to, Event::Connect(node, key, have, self.nodes[node].told_home));
+                self.push(CONNECT_FAILS, node, Event::ConnectFails(to, key));
+            }
+            Action::Request { peer, piece } => self.push(WIRE, self.index(peer), Event::Request(node, piece)),
+            Action::Cancel { .. } => {}
+            Action::Have { pieces } => {
+                for other in self.nodes[node].sessions.clone() {
+                    if !(self.loses_news && self.rng.random::<bool>()) {
+                        self.push(WIRE, other, Event::Have(node, pieces.clone()));
+                    }
+                }
+            }
+            Action::Fetch { run, .. } if self.registry_refuses.contains(&node) => {
+                self.with(node, |task| task.handle_origin_failed(run, OriginFailure::Refused, now));
+            }
+            Action::Fetch { run, pieces } => {
+                self.requests += 1;
+                self.nodes[node].runs.insert(run, (pieces, now));
+            }
+            Action::ReadOn { run } => {
+                if let Some((pieces, free)) = self.nodes[node].runs.get_mut(&run)
+                    && pieces.count > 0
+                {
+                    let (at, piece) = ((*free).max(now) + ORIGIN, pieces.first);
+                    *free = at;
+                    *pieces = PieceRange { first: PieceIndex(piece.0 + 1), count: pieces.count - 1 };
+                    self.registry[piece.0 as usize] += 1;
+                    self.push(at - now, node, Event::OriginPiece(run, piece));
+                }
+            }
+            Action::Stop { run } => {
+                self.nodes[node].runs.remove(&run);
+            }
+            Action::CountFallback(_) => self.fallbacks += 1,
+        }
+    }
+
+    pub(super) fn fetched(&self) -> u32 {
+        self.registry.iter().sum()
+    }
+}
