@@ -21,7 +21,7 @@ pub mod neighbour;
 pub mod origin;
 pub mod pick;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
@@ -262,6 +262,22 @@ impl Task {
         let existing: Vec<PieceRange> = pieces.iter().filter_map(|run| self.existing(*run)).collect();
         self.note_offers(peer, existing.into_iter().flat_map(PieceRange::iter));
         self.advance(now);
+    }
+
+    /// A neighbour has told which home has it on its list.
+    pub fn handle_neighbour_home(&mut self, peer: NodeId, home: NodeId) {
+        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
+            neighbour.home = Some(home);
+        }
+    }
+
+    /// The homes of neighbours that are not this node's. Whoever knows the ranks tells with [`Self::handle_rival`] if one of
+    /// them comes before the present one.
+    #[must_use]
+    pub fn other_homes(&self) -> BTreeSet<NodeId> {
+        let ours = self.registered_home();
+        let connected = self.neighbours.values().filter(|neighbour| neighbour.is_up());
+        connected.filter_map(|neighbour| neighbour.home).filter(|home| ours.is_some_and(|ours| ours != *home)).collect()
     }
 
     /// The session with a neighbour ended, or could not be begun. `serving` tells that it still gives what it offered.

@@ -109,7 +109,7 @@ pub(super) async fn listen(mut receiver: Receiver, peer: NodeId, events: &mpsc::
                 }
             }
             Ok(Some(SessionFrame::Home(home))) => {
-                if events.send(Event::NeighbourHome(home)).await.is_err() {
+                if events.send(Event::NeighbourHome(peer, home)).await.is_err() {
                     return false;
                 }
             }

@@ -82,7 +82,7 @@ pub(super) enum Event {
     Unreachable(NodeId),
     Have(NodeId, Vec<PieceRange>),
     /// The home of a neighbour.
-    NeighbourHome(NodeId),
+    NeighbourHome(NodeId, NodeId),
     SessionEnded(NodeId, SessionId, bool),
     Registered(NodeId, Result<RegisterResponse, TrackerError>),
     Pulled(NodeId, Result<PullPieceResponse, TrackerError>),
@@ -312,13 +312,14 @@ impl Driver {
         self.core.handle_members(homes, is_member, Instant::now());
     }
 
-    /// A neighbour has another home: the one of higher rank shall be everybody's.
-    fn compare_homes(&mut self, theirs: NodeId) {
-        let Some(ours) = self.core.registered_home().filter(|ours| *ours != theirs && !self.alone) else { return };
+    /// Where neighbours have other homes, the one of the highest rank shall be everybody's.
+    fn compare_homes(&mut self) {
+        let Some(ours) = self.core.registered_home().filter(|_| !self.alone) else { return };
         let (tracker, task) = (&self.context().tracker, self.flight.blob.task());
-        if tracker.outranks(task, theirs, ours) {
+        let best = tracker.best(task, self.core.other_homes().into_iter().chain([ours]));
+        if let Some(theirs) = best.filter(|best| *best != ours) {
+            tracing::debug!(%task, %theirs, %ours, "neighbours have a home of higher rank");
             let homes = tracker.homes(task);
-            tracing::debug!(%task, %theirs, %ours, "a neighbour has a home of higher rank");
             self.core.handle_rival(theirs, homes, Instant::now());
         }
     }
@@ -352,7 +353,10 @@ impl Driver {
                 }
             }
             Event::Unreachable(peer) => self.core.handle_unreachable(peer, now),
-            Event::NeighbourHome(home) => self.compare_homes(home),
+            Event::NeighbourHome(peer, home) => {
+                self.core.handle_neighbour_home(peer, home);
+                self.compare_homes();
+            }
             Event::Have(peer, pieces) => self.core.handle_have(peer, &pieces, now),
             Event::SessionEnded(peer, session, serving) => {
                 self.sessions.remove(&(peer, session));
@@ -457,11 +461,12 @@ impl Driver {
         self.spawn(
             async move { Event::SessionEnded(peer, session, execute::listen(receiver, peer, &flight.events).await) },
         );
-        if let Some(home) = offer.home {
-            self.compare_homes(home);
-        }
         let has = offer.have.unwrap_or_else(|| darter_tracker::Bitmap::new(geometry.pieces()));
         self.core.handle_neighbour_up(peer, has, now);
+        if let Some(home) = offer.home {
+            self.core.handle_neighbour_home(peer, home);
+            self.compare_homes();
+        }
     }
 
     fn sessions_with(&self, peer: NodeId) -> usize {
@@ -523,6 +528,7 @@ impl Driver {
             self.told_home = home;
             let frame = home.map(SessionFrame::Home);
             self.sessions.retain(|_, news| frame.clone().is_none_or(|frame| news.try_send(frame).is_ok()));
+            self.compare_homes();
         }
     }
 

@@ -54,7 +54,8 @@ impl Node {
         let (sender, seeds) = watch::channel(seeds);
         let gossip = Gossip::start(&settings, keys.clone(), node.clone(), seeds, metrics.clone()).unwrap();
         let gossip = Arc::new(gossip);
-        let (home, home_loop) = HomeHandle::start(Home::new(node.id(), u64::from(number)), Some((gossip.clone(), transport.clone())));
+        let (home, home_loop) =
+            HomeHandle::start(Home::new(node.id(), u64::from(number)), Some((gossip.clone(), transport.clone())));
         let tracker = || GossipTracker::new(node.id(), home.clone(), Some((transport.clone(), gossip.roster())));
         let cache = tempfile::tempdir().unwrap();
         let store = store::Settings {

@@ -110,7 +110,15 @@ fn a_lease_lapses_without_progress_and_goes_to_another() {
     let second = rig.lease(2);
     assert!(!first.pieces.contains(second.pieces.first));
     rig.report(1, Some(first), 0, 3);
-    rig.now += lease::LAPSE - Duration::from_millis(1);
+    // Both are alive, and neither gets anything from the registry.
+    let lapse = rig.now + lease::LAPSE;
+    while rig.now + Duration::from_millis(100) < lapse {
+        rig.now += Duration::from_millis(100);
+        rig.home.handle_alive(node(1), rig.now);
+        rig.home.handle_alive(node(2), rig.now);
+        assert_eq!(rig.home.fetchers().len(), 2);
+    }
+    rig.now = lapse - Duration::from_millis(1);
     assert_eq!(rig.report(2, Some(second), second.pieces.first.0, 1).lease, LeaseState::Held);
     rig.now += Duration::from_millis(1);
     // The first three pieces arrived; the rest of the first run is free again, from piece 3 on.
@@ -121,6 +129,27 @@ fn a_lease_lapses_without_progress_and_goes_to_another() {
         PullPieceResponse::Lease(lease) => assert_eq!(lease.pieces.first, PieceIndex(4)),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn the_lease_of_a_silent_fetcher_is_free_soon_and_for_a_reader_sooner() {
+    let mut rig = Rig::new(3);
+    for byte in 1..=3 {
+        rig.register(byte);
+    }
+    let lease = rig.lease(1);
+    rig.now += lease::SILENT_URGENT - Duration::from_millis(1);
+    let urgent = Some(lease.pieces.first.0);
+    assert!(
+        !matches!(rig.pull(2, urgent, true), PullPieceResponse::Lease(other) if other.pieces.first == lease.pieces.first)
+    );
+    rig.now += Duration::from_millis(1);
+    let PullPieceResponse::Lease(single) = rig.pull(2, urgent, true) else {
+        panic!("a reader waits for nobody silent")
+    };
+    assert_eq!(single.pieces, PieceRange { first: lease.pieces.first, count: 1 });
+    rig.now += lease::SILENT_FETCHER - lease::SILENT_URGENT;
+    assert_eq!(rig.report(1, Some(lease), 3, 1).lease, LeaseState::Over);
 }
 
 #[test]

@@ -19,14 +19,14 @@ use super::{Action, RunId, Task};
 /// cheap and undone by the first answer, so one time does for both; less than this is common on a busy machine.
 pub const SILENT_HOME: Duration = Duration::from_millis(250);
 
-/// The same for a home that has never answered: the first call includes a handshake.
+/// The same for the first home of all: the first call includes a handshake.
 pub const SILENT_STRANGER: Duration = Duration::from_millis(500);
 
 /// With no home answering for this long a reader is served from the registry, piece by piece,
 pub const SILENT_READER: Duration = Duration::from_millis(500);
 
 /// and after this all that is left is fetched alone.
-pub const GIVEN_UP: Duration = Duration::from_secs(1);
+pub const GIVEN_UP: Duration = Duration::from_millis(1500);
 
 /// A home that has not answered a call for this long is left though it is alive: its link is of no use.
 pub const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -76,8 +76,6 @@ struct Asked {
     again: Option<Instant>,
     /// How often in a row it was left or has failed.
     failures: u32,
-    /// Whether it has ever answered.
-    known: bool,
 }
 
 impl Asked {
@@ -136,7 +134,7 @@ impl Link {
     /// Notes an answer to Register; tells whether the one who gave it is the present home now.
     pub(super) fn registered(&mut self, home: NodeId, have: &darter_tracker::Bitmap, now: Instant) -> bool {
         let Some(at) = self.order.iter().position(|node| *node == home) else { return false };
-        self.asked.insert(home, Asked { known: true, ..Asked::default() });
+        self.asked.insert(home, Asked::default());
         // One of lower rank, from the time before the present one answered.
         if at > self.at {
             return false;
@@ -236,8 +234,8 @@ impl Link {
 
     /// When the present home is to be left, unless something comes from it.
     fn leave_at(&self) -> Option<Instant> {
-        let known = self.present().is_some_and(|asked| asked.known);
-        self.waiting_since().map(|since| since + if known { SILENT_HOME } else { SILENT_STRANGER })
+        let first = !self.moved && self.at == 0;
+        self.waiting_since().map(|since| since + if first { SILENT_STRANGER } else { SILENT_HOME })
     }
 
     /// Since when no home has answered.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use darter_tracker::{Bitmap, ErrorKind, PieceIndex};
+use darter_tracker::{Bitmap, ErrorKind, NodeId, PieceIndex};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
@@ -51,6 +51,8 @@ pub struct Neighbour {
     /// Whether a session exists.
     up: bool,
     reconnect_at: Option<Instant>,
+    /// Its home, as far as it has told.
+    pub(super) home: Option<NodeId>,
     requests: BTreeMap<PieceIndex, Request>,
     paused_until: Option<Instant>,
     failures: u32,
@@ -75,6 +77,7 @@ impl Neighbour {
             connected: false,
             up: false,
             reconnect_at: None,
+            home: None,
             requests: BTreeMap::new(),
             paused_until: None,
             failures: 0,

@@ -18,6 +18,10 @@ const LEAD: u32 = 2;
 const UNPASSED_PIECES: usize = 2;
 const UNPASSED_BYTES: u64 = 1024 * 1024;
 
+/// What this node's own reader waits for does not mind the brake, up to so many times as much: a fetcher whose client reads
+/// what it fetches would run ahead of the swarm alone, and take it all along when it dies.
+const AWAITED: usize = 4;
+
 /// A piece counts as passed on after this even if nobody took it, or after two piece times if those are longer.
 const PASSED_AFTER: Duration = Duration::from_millis(250);
 
@@ -256,7 +260,8 @@ impl Task {
         self.forget_passed(now);
         let unpassed_max =
             UNPASSED_PIECES.max((UNPASSED_BYTES / u64::from(self.geometry.piece_size().bytes())) as usize);
-        let braked = self.origin.unpassed.len() >= unpassed_max;
+        let unpassed = self.origin.unpassed.len();
+        let (braked, stopped) = (unpassed >= unpassed_max, unpassed >= unpassed_max * AWAITED);
         let home_silent = self.link.silent(now);
         for (id, run) in &mut self.origin.runs {
             while run.credit < LEAD && run.next + run.credit < run.pieces.end() {
@@ -264,7 +269,7 @@ impl Task {
                 let awaited = self.readers.values().any(|waiting| waiting.piece.0 == piece);
                 // What was begun without a lease goes on only while there is nobody to get one from, whoever reads it:
                 // what it covers is asked of nobody else.
-                let allowed = if run.lease.is_none() { home_silent } else { !braked || awaited };
+                let allowed = if run.lease.is_none() { home_silent } else { !braked || awaited && !stopped };
                 if !allowed {
                     run.alive = now;
                     break;

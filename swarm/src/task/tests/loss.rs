@@ -1,4 +1,4 @@
-//! Ten nodes pull one blob, and in the middle of it something dies, freezes, parts or restarts. The laboratory plays the same
+//! Ten nodes pull one blob of 64 MiB, and in the middle of it something dies, freezes, parts or restarts. The laboratory plays the same
 //! scenes with real agents.
 
 use super::net::{Event, Net};
@@ -9,7 +9,14 @@ const SEEDS: u64 = 500;
 const SEEDS_VARIABLE: &str = "DARTER_SEEDS";
 
 const NODES: usize = 10;
-const PIECES: u32 = 128;
+const PIECES: u32 = 256;
+
+/// What the registry may send when some die or freeze: 99 seeds of a hundred cost a tenth more than one copy at most. What is
+/// lost with two fetchers that die at the same moment is what they alone had: eight pieces each, and what the one has passed
+/// on to the other.
+const KILLED: [f64; 3] = [1.03, 1.10, 1.20];
+
+const ONE_SECOND: Duration = Duration::from_secs(1);
 
 /// What all seeds of a scene have shown.
 struct Shown {
@@ -24,16 +31,25 @@ impl Shown {
         self.stalls[(self.stalls.len() * percent).div_ceil(100) - 1]
     }
 
-    fn check(&self, scene: &str, copies_max: f64, stall_max: Duration) {
-        let (median, most) = (self.copies[self.copies.len() / 2], self.copies[self.copies.len() - 1]);
+    fn copies(&self, percent: usize) -> f64 {
+        self.copies[(self.copies.len() * percent).div_ceil(100) - 1]
+    }
+
+    /// Judges the copies that half of the seeds, 99 in a hundred and all of them cost, and the stalls of 99 in a hundred
+    /// clients.
+    fn check(&self, scene: &str, [half, most, all]: [f64; 3], stall_max: Duration) {
+        let copies = [50, 99, 100].map(|percent| self.copies(percent));
         let figures = format!(
-            "{scene}: copies median {median:.3} most {most:.3}; stalls p50 {:?} p99 {:?} max {:?}",
+            "{scene}: copies p50 {:.3} p99 {:.3} max {:.3}; stalls p50 {:?} p99 {:?} max {:?}",
+            copies[0],
+            copies[1],
+            copies[2],
             self.stall(50),
             self.stall(99),
             self.stall(100)
         );
         println!("{figures}");
-        assert!(most <= copies_max, "{figures}");
+        assert!(copies[0] <= half && copies[1] <= most && copies[2] <= all, "{figures}");
         assert!(self.stall(99) <= stall_max, "{figures}");
     }
 }
@@ -43,17 +59,13 @@ impl Shown {
 fn play(disturb: impl Fn(&mut Net) -> Vec<usize>) -> Shown {
     let mut shown = Shown { copies: Vec::new(), stalls: Vec::new() };
     let seeds = std::env::var(SEEDS_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
-    let first = std::env::var("DARTER_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    for seed in first..first + seeds {
+    for seed in 0..seeds {
         let mut net = Net::new(NODES, PIECES, seed);
         let middle = net.rng.random_range(PIECES / 10..PIECES * 2 / 3);
         net.run_until(middle);
         let disturbed = disturb(&mut net);
         net.run();
         let copies = f64::from(net.fetched()) / f64::from(PIECES);
-        if std::env::var_os(SEEDS_VARIABLE).is_some() && copies > 1.1 {
-            println!("seed {seed}: {copies:.3}");
-        }
         shown.copies.push(copies);
         let others = net.nodes.iter().enumerate().filter(|(node, _)| !disturbed.contains(node));
         shown.stalls.extend(others.map(|(_, node)| node.stall));
@@ -77,17 +89,17 @@ fn kill(net: &mut Net, victims: Vec<usize>) -> Vec<usize> {
 
 #[test]
 fn nothing_happens() {
-    play(|_| Vec::new()).check("calm", 1.0, Duration::from_millis(200));
+    play(|_| Vec::new()).check("calm", [1.0, 1.0, 1.0], Duration::from_millis(200));
 }
 
 #[test]
 fn the_home_dies() {
-    play(|net| kill(net, homes(net, 1))).check("home killed", 1.10, Duration::from_millis(1200));
+    play(|net| kill(net, homes(net, 1))).check("home killed", KILLED, ONE_SECOND);
 }
 
 #[test]
 fn the_home_and_its_first_stand_by_die() {
-    play(|net| kill(net, homes(net, 2))).check("home and stand-by killed", 1.10, Duration::from_millis(1700));
+    play(|net| kill(net, homes(net, 2))).check("home and stand-by killed", KILLED, ONE_SECOND);
 }
 
 #[test]
@@ -97,7 +109,7 @@ fn two_that_serve_die() {
         let victims = (0..NODES).filter(|node| !homes.contains(node)).take(2).collect();
         kill(net, victims)
     };
-    play(scene).check("two peers killed", 1.10, Duration::from_millis(1200));
+    play(scene).check("two peers killed", KILLED, ONE_SECOND);
 }
 
 #[test]
@@ -111,7 +123,7 @@ fn three_freeze_for_twenty_seconds() {
         }
         frozen
     };
-    play(scene).check("three frozen", 1.10, Duration::from_millis(1700));
+    play(scene).check("three frozen", KILLED, ONE_SECOND);
 }
 
 #[test]
@@ -121,7 +133,7 @@ fn the_swarm_parts_for_fifteen_seconds() {
         net.push(Duration::from_secs(15), 0, Event::Part(None));
         Vec::new()
     };
-    play(scene).check("parted", 2.1, Duration::from_secs(2));
+    play(scene).check("parted", [2.0, 2.1, 2.6], ONE_SECOND * 2);
 }
 
 #[test]
@@ -135,5 +147,5 @@ fn all_restart_one_after_the_other() {
     };
     let mut shown = play(scene);
     shown.stalls.push(Duration::ZERO);
-    shown.check("restarted", 1.25, Duration::ZERO);
+    shown.check("restarted", [1.10, 1.50, 1.75], Duration::ZERO);
 }

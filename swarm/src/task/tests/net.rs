@@ -208,7 +208,7 @@ impl Net {
         let members = self.nodes[node].view.iter().map(|other| self.nodes[*other].id);
         let heard = |id: &NodeId| *id == own || silent.get(id).is_none_or(|until| self.now >= *until);
         let mut order = self.rank(members.filter(heard));
-        order.truncate(3);
+        order.truncate(5);
         if !order.contains(&own) {
             order.push(own);
         }
@@ -375,7 +375,11 @@ impl Net {
                 let from = id(self, from);
                 self.with(node, |task| task.handle_have(from, &pieces, now));
             }
-            Event::HomeOf(from, home) if self.reaches(from, node) => self.compare_homes(node, home),
+            Event::HomeOf(from, home) if self.reaches(from, node) => {
+                let from = id(self, from);
+                self.with(node, |task| task.handle_neighbour_home(from, home));
+                self.compare_homes(node);
+            }
             Event::OriginPiece(run, piece) => self.with(node, |task| task.handle_origin_piece(run, piece, now)),
             Event::Request(from, piece) if self.reaches(from, node) => self.serve(node, from, piece),
             Event::Uploaded(ticket) => {
@@ -495,17 +499,19 @@ impl Net {
         self.nodes[node].sessions.insert(peer);
         self.with(node, |task| task.handle_neighbour_up(id, have, now));
         if let Some(home) = home {
-            self.compare_homes(node, home);
+            self.with(node, |task| task.handle_neighbour_home(id, home));
+            self.compare_homes(node);
         }
     }
 
-    fn compare_homes(&mut self, node: usize, theirs: NodeId) {
-        let ours = self.nodes[node].task.as_ref().and_then(Task::registered_home);
-        let Some(ours) = ours.filter(|ours| *ours != theirs) else { return };
-        let known = self.nodes[node].view.contains(&self.index(theirs));
-        if known && self.rank([theirs, ours].into_iter()).first() == Some(&theirs) {
+    fn compare_homes(&mut self, node: usize) {
+        let Some(task) = &self.nodes[node].task else { return };
+        let Some(ours) = task.registered_home() else { return };
+        let known = |home: &NodeId| self.nodes[node].view.contains(&self.index(*home));
+        let best = self.rank(task.other_homes().into_iter().filter(known).chain([ours]))[0];
+        if best != ours {
             let (homes, now) = (self.homes(node), self.now);
-            self.with(node, |task| task.handle_rival(theirs, homes, now));
+            self.with(node, |task| task.handle_rival(best, homes, now));
         }
     }
 
@@ -585,6 +591,7 @@ impl Net {
             for other in self.nodes[node].sessions.clone() {
                 self.push(WIRE, other, Event::HomeOf(node, home));
             }
+            self.compare_homes(node);
         }
     }
 
@@ -599,12 +606,6 @@ impl Net {
 
     fn execute(&mut self, node: usize, action: Action) {
         let now = self.now;
-        if std::env::var_os("DARTER_TRACE").is_some() {
-            match &action {
-                Action::Fetch { .. } | Action::CountFallback(_) | Action::Register { .. } | Action::Stop { .. } => eprintln!("{:?} node {node} have {} {action:.200?}", now - self.start, self.nodes[node].task.as_ref().unwrap().have().count()),
-                _ => {}
-            }
-        }
         match action {
             Action::Register { home, request } => self.call(node, home, Call::Register(request)),
             Action::Pull { home, request } => self.call(node, home, Call::Pull(request)),
