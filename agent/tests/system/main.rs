@@ -13,6 +13,7 @@ mod stage;
 mod wait;
 mod wire;
 
+mod activation;
 mod alone;
 mod cold;
 mod corrupt;
