@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use darter_agent::app::activation;
 use darter_agent::cli::{self, Args, Command, ConfigCommand};
 use darter_agent::config::Config;
-use darter_agent::app::activation;
 use darter_agent::{app, demo};
 
 fn main() -> ExitCode {

@@ -34,7 +34,9 @@ pub enum ActivationError {
         source: io::Error,
     },
     /// It is a connection, as with `Accept=yes`.
-    #[error("the socket that was passed to this process is a connection and no listener for {listen} (Accept=no is needed)")]
+    #[error(
+        "the socket that was passed to this process is a connection and no listener for {listen} (Accept=no is needed)"
+    )]
     Connected {
         /// `proxy.listen`.
         listen: SocketAddr,

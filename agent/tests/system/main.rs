@@ -17,6 +17,7 @@ mod activation;
 mod alone;
 mod cold;
 mod corrupt;
+mod deploy;
 mod events;
 mod front;
 mod health;
