@@ -61,10 +61,6 @@ fn render(kustomize: &Path, overlay: &str, work: &Path) -> Result<()> {
 
 /// Without the operator's file the overlay that takes it must not render, or agents would start with whatever is there.
 fn refuse_without_secret(kustomize: &Path) -> Result<()> {
-    let file = kustomize.join("components/secret/secret");
-    if file.exists() {
-        fs::remove_file(file)?;
-    }
     let mut command = Command::new("kubectl");
     let refused = command.arg("kustomize").arg(kustomize.join("overlays/secret")).output()?;
     let told = String::from_utf8_lossy(&refused.stderr);
@@ -123,6 +119,7 @@ fn there_is(program: &str, args: &[&str]) -> Result<bool> {
     Ok(false)
 }
 
+/// Copies a folder, but not the operator's secret, if he has made one in it.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
@@ -130,7 +127,7 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         let to = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_folder(&entry.path(), &to)?;
-        } else {
+        } else if entry.file_name() != "secret" {
             fs::copy(entry.path(), to)?;
         }
     }

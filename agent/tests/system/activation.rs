@@ -40,11 +40,10 @@ fn start(agent: &Agent, listener: &TcpListener, notify: &Path) -> Child {
     command.stdout(Stdio::null()).stderr(log).kill_on_drop(true).spawn().unwrap()
 }
 
-/// Tells an agent to stop and waits for its end.
-async fn terminate(mut child: Child) {
-    kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
-    let status = timeout(ENDED_WITHIN, child.wait()).await.expect("it ends").unwrap();
-    assert_eq!(status.code(), Some(0));
+/// Ends an agent and waits for it; gives its exit code, if it has one.
+async fn end(mut child: Child, signal: Signal) -> Option<i32> {
+    kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), signal).unwrap();
+    timeout(ENDED_WITHIN, child.wait()).await.expect("it ends").unwrap().code()
 }
 
 /// Waits for what a service manager would be told.
@@ -89,7 +88,8 @@ async fn a_passed_listener_outlives_the_agent() {
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_nonblocking(true).unwrap();
 
-    for _life in 0..2 {
+    let ends = [Signal::TERM, Signal::KILL, Signal::TERM];
+    for signal in ends {
         // Connected before there is an agent, the first time or again.
         let early = ask(&stage, proxy).await;
         let child = start(stage.agent(0), &listener, &notify);
@@ -102,21 +102,24 @@ async fn a_passed_listener_outlives_the_agent() {
         .await;
         stage.pull([0]).await;
 
-        // Whoever connects while it stops may be cut, but is never refused.
-        let stopping = terminate(child);
+        // Whoever connects while it stops, or crashes, may be cut, but is never refused.
+        let ending = end(child, signal);
         let clients = async {
             loop {
                 drop(TcpStream::connect(proxy).await.expect("nobody is refused"));
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::select! {
-            () = stopping => {}
-            () = clients => {}
+        let code = tokio::select! {
+            code = ending => code,
+            () = clients => None,
+        };
+        if signal == Signal::TERM {
+            assert_eq!(code, Some(0));
+            told(&manager, b"STOPPING=1\n").await;
         }
-        told(&manager, b"STOPPING=1\n").await;
     }
-    assert_eq!(log(stage.agent(0)).matches("takes over the socket").count(), 2, "{}", stage.logs());
+    assert_eq!(log(stage.agent(0)).matches("takes over the socket").count(), ends.len(), "{}", stage.logs());
     stage.stop().await;
 }
 
