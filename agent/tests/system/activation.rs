@@ -23,6 +23,12 @@ use crate::wait::{self, PATIENCE};
 /// How long an agent may take to end.
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
 
+/// Connections that wait while no agent accepts any, as in `deploy/systemd/darter-proxy.socket`.
+const BACKLOG: i32 = 1024;
+
+/// Pause between clients: with it less than [`BACKLOG`] come in [`ENDED_WITHIN`].
+const CLIENT_EVERY: Duration = Duration::from_millis(20);
+
 /// Passes its standard input on as descriptor 3, which is where systemd puts the first socket, and becomes the agent:
 /// `$$` is the number of this process before and after.
 const AS_SYSTEMD: &str =
@@ -83,6 +89,7 @@ async fn a_passed_listener_outlives_the_agent() {
     assert!(TcpStream::connect(proxy).await.is_err(), "without the agent and without a listener clients are refused");
 
     let listener = TcpListener::bind(proxy).unwrap();
+    rustix::net::listen(&listener, BACKLOG).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let notify = directory.path().join("notify");
     let manager = UnixDatagram::bind(&notify).unwrap();
@@ -107,7 +114,7 @@ async fn a_passed_listener_outlives_the_agent() {
         let clients = async {
             loop {
                 drop(TcpStream::connect(proxy).await.expect("nobody is refused"));
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(CLIENT_EVERY).await;
             }
         };
         let code = tokio::select! {
