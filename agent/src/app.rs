@@ -1,10 +1,13 @@
 //! The composition root: builds every part from the configuration, runs them, and takes them down in order.
 //!
 //! [`wiring`] turns the configuration into the parts' own settings, [`epoch`] keeps a restarted node ahead of its former
-//! self, [`acquaintances`] lets it find its cluster again, [`telemetry`] sets the log up.
+//! self, [`acquaintances`] lets it find its cluster again, [`telemetry`] sets the log up; [`activation`] takes a listener
+//! from systemd, [`notify`] tells it how the agent is.
 
 mod acquaintances;
+pub mod activation;
 pub mod epoch;
+pub mod notify;
 pub mod seams;
 pub mod telemetry;
 pub mod wiring;
@@ -95,24 +98,26 @@ struct Running {
     backs: TaskTracker,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. `passed` is the proxy's listener, where [`activation::take`] found one.
 ///
 /// # Errors
 /// If a part cannot be started: says which and why. Whatever had been started is stopped again.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, passed: Option<std::net::TcpListener>) -> anyhow::Result<()> {
     // Before anything is started: a signal during the start stops it right after.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let running = start(&config).await?;
+    let running = start(&config, passed).await?;
+    notify::tell(notify::State::Ready);
     tokio::select! {
         _ = terminate.recv() => tracing::info!("told to stop"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
     }
+    notify::tell(notify::State::Stopping);
     running.stop().await;
     Ok(())
 }
 
-async fn start(config: &Config) -> anyhow::Result<Running> {
+async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let tally = Arc::new(Tally::default());
     let store = Store::open(wiring::store(config)?, metrics.clone()).context("the cache cannot be used")?;
@@ -131,7 +136,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let authorizer = Arc::new(Authorizer::new(upstream.clone(), wiring::when_down(config)));
 
     // Everything is bound before anything is announced.
-    let proxy_listener = TcpListener::bind(config.proxy.listen).await.context("proxy.listen")?;
+    let proxy_listener = listen(config.proxy.listen, passed).await.context("proxy.listen")?;
     let admin_listener = TcpListener::bind(config.admin.listen).await.context("admin.listen")?;
     let mut peers = None;
     if has_secret {
@@ -206,6 +211,17 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         peers = has_secret, version = env!("CARGO_PKG_VERSION"), "the agent runs"
     );
     Ok(Running { gossip, transport, discovery, flights, store, home: home_loop, front, back, fronts, backs })
+}
+
+/// The proxy's listener: the one that was passed, which is on this address, or else a new one.
+async fn listen(address: SocketAddr, passed: Option<std::net::TcpListener>) -> std::io::Result<TcpListener> {
+    match passed {
+        Some(passed) => {
+            tracing::info!(proxy = %address, "the proxy takes over the socket that the service manager holds");
+            TcpListener::from_std(passed)
+        }
+        None => TcpListener::bind(address).await,
+    }
 }
 
 fn start_gossip(

@@ -148,16 +148,17 @@ impl Config {
     }
 
     /// Whether all sockets of this configuration could be opened now: all are opened, side by side, and closed again.
+    /// `passed` is the proxy's listener, where it is open already.
     ///
     /// For the start of an agent, so that every address that is taken is told at once; not for checking a file, as an
     /// agent that runs with it takes them all.
     ///
     /// # Errors
     /// One problem for every key whose address is taken or may not be opened.
-    pub fn try_listeners(&self) -> Result<(), Problems> {
+    pub fn try_listeners(&self, passed: Option<&TcpListener>) -> Result<(), Problems> {
         let peers = !self.secrets.is_empty();
         let listeners = Listeners {
-            proxy: Some(self.proxy.listen),
+            proxy: passed.is_none().then_some(self.proxy.listen),
             peer: peers.then_some(self.peer.listen),
             gossip: peers.then_some(self.gossip.listen),
             admin: Some(self.admin.listen),

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use darter_agent::app::activation;
 use darter_agent::cli::{self, Args, Command, ConfigCommand};
 use darter_agent::config::Config;
 use darter_agent::{app, demo};
@@ -28,11 +29,15 @@ fn main() -> ExitCode {
 
 /// Runs the agent. A configuration that cannot be used exits with 2 before anything is started.
 fn agent(args: &cli::AgentArgs) -> ExitCode {
-    let config = match Config::load(&args.config, cli::config::variables()).and_then(|config| {
-        config.try_listeners()?;
-        Ok(config)
-    }) {
-        Ok(config) => config,
+    let loaded = Config::load(&args.config, cli::config::variables()).and_then(|config| {
+        // Before any thread is there.
+        let passed = activation::take(config.proxy.listen)
+            .map_err(|error| config.problems(vec![config.problem("proxy.listen", error.to_string())]))?;
+        config.try_listeners(passed.as_ref())?;
+        Ok((config, passed))
+    });
+    let (config, passed) = match loaded {
+        Ok(loaded) => loaded,
         Err(problems) => {
             return cli::refuse(&problems.to_string());
         }
@@ -43,7 +48,7 @@ fn agent(args: &cli::AgentArgs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match block_on(app::run(config)) {
+    match block_on(app::run(config, passed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::fail(&format!("{error:#}")),
     }

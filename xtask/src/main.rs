@@ -1,9 +1,10 @@
-//! `cargo xtask ci` and `cargo xtask lab`: what CI runs, as one command each.
+//! `cargo xtask ci`, `cargo xtask deploy` and `cargo xtask lab`: what CI runs, as one command each.
 //!
 //! Thin on purpose: checks that are code live in [`tidy`] and [`fence`], the lab itself in the crate `chaos-tests`.
 
 mod ci;
 mod deny;
+mod deploy;
 mod fence;
 mod lab;
 mod step;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage:
   cargo xtask ci            fmt, tidy, fence, clippy, docs, deny; the first that fails ends it
   cargo xtask ci STEP       one of them
+  cargo xtask deploy        renders and validates deploy/ with kubectl, kubernetes-validate and systemd-analyze
   cargo xtask lab [FILTER]  real clients in network namespaces; as root";
 
 fn main() -> ExitCode {
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["ci"] => ci::run(None),
         ["ci", step] => ci::run(Some(step)),
+        ["deploy"] => deploy::check(),
         ["lab", rest @ ..] => lab::run(rest),
         _ => Err(anyhow::anyhow!(USAGE)),
     };

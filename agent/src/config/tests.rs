@@ -360,11 +360,11 @@ fn addresses_that_are_taken_are_all_told() {
     let (taken, also) = (taken.local_addr().map(|addr| (addr, taken)).unwrap(), (also.local_addr().unwrap(), also));
     let text = format!("proxy: {{listen: \"{}\"}}\nadmin:\n  listen: \"{}\"", taken.0, also.0);
     let config = parse(&text).unwrap();
-    let told = config.try_listeners().unwrap_err().to_string();
+    let told = config.try_listeners(None).unwrap_err().to_string();
     let lines: Vec<_> = told.lines().collect();
     assert_eq!(lines.len(), 2, "{told}");
     assert!(lines[0].starts_with("f.yaml:1:17: proxy.listen: ") && lines[0].contains("in use"), "{told}");
     assert!(lines[1].starts_with("f.yaml:3:11: admin.listen: "), "{told}");
     drop((taken, also));
-    config.try_listeners().unwrap();
+    config.try_listeners(None).unwrap();
 }

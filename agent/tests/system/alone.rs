@@ -92,7 +92,7 @@ async fn two_clusters_never_meet() {
     stage.stop().await;
 }
 
-fn private(path: &std::path::Path, text: &str) {
+pub(crate) fn private(path: &std::path::Path, text: &str) {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();

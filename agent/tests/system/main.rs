@@ -13,9 +13,11 @@ mod stage;
 mod wait;
 mod wire;
 
+mod activation;
 mod alone;
 mod cold;
 mod corrupt;
+mod deploy;
 mod events;
 mod front;
 mod health;
