@@ -1,17 +1,23 @@
 //! Where the first members of a cluster are found: a stream of seed addresses from any number of sources.
 //!
-//! Read in this order: [`index`] (pure: what every source says, and the union of it), [`backoff`] (pure: when to ask
-//! again), then one file per kind of source ([`fixed`]) behind the [`Source`] enum. [`Discovery`] owns their tasks.
+//! Read in this order: [`index`] (pure: what every source says, and the union of it), [`backoff`] and [`refresh`] (pure:
+//! when to ask again), then one file per kind of source ([`fixed`], `file`, [`dns`], [`kubernetes`]) behind the [`Source`]
+//! enum. [`Discovery`] owns their tasks.
 //!
 //! Seeds are gossip addresses to knock at, nothing more: whoever answers there still has to prove that it is a member.
 //! Not here: gossip, members, configuration files.
 
 pub mod backoff;
+pub mod dns;
+mod file;
 pub mod fixed;
 pub mod index;
+pub mod kubernetes;
+pub mod refresh;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -36,6 +42,15 @@ pub enum Source {
         /// The gossip addresses of some members, by number or by name.
         addresses: Vec<Address>,
     },
+    /// A file of such addresses, one per line.
+    File {
+        /// Where it is. It need not be there yet.
+        path: PathBuf,
+    },
+    /// A name that DNS has records of.
+    Dns(dns::Query),
+    /// Objects of a Kubernetes API server.
+    Kubernetes(kubernetes::Query),
 }
 
 /// What a driver reports after it asked its source.
@@ -59,7 +74,8 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Starts one task per source. `own` are the addresses that this agent is reached at: they are never seeds.
+    /// Starts one task per source. `own` are the addresses that this agent is reached at: they are never seeds, and those
+    /// on loopback are only for an agent that is itself reached there.
     ///
     /// Must be called within a tokio runtime. Nothing here fails: a source that cannot answer is asked again.
     #[must_use]
@@ -71,8 +87,12 @@ impl Discovery {
         let waiting: BTreeSet<SourceId> = (0..sources.len()).map(SourceId).collect();
         for (at, source) in sources.into_iter().enumerate() {
             let updates = updates_tx.clone();
+            let id = SourceId(at);
             match source {
-                Source::Fixed { addresses } => tasks.spawn(fixed::run(SourceId(at), addresses, updates)),
+                Source::Fixed { addresses } => tasks.spawn(fixed::run(id, addresses, updates)),
+                Source::File { path } => tasks.spawn(file::run(id, path, updates)),
+                Source::Dns(query) => tasks.spawn(dns::run(id, query, updates)),
+                Source::Kubernetes(query) => tasks.spawn(kubernetes::run(id, query, updates)),
             };
         }
         tasks.spawn(collect(Index::new(own), waiting, updates, seeds_tx, first_round_tx));

@@ -11,6 +11,11 @@ fn fixed(addresses: &[&str]) -> Source {
     Source::Fixed { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect() }
 }
 
+/// An address on loopback that no test speaks of: with it, others on loopback count.
+fn local() -> Vec<SocketAddr> {
+    vec!["127.0.0.1:9".parse().unwrap()]
+}
+
 fn seeds(list: &[&str]) -> BTreeSet<SocketAddr> {
     list.iter().map(|seed| seed.parse().unwrap()).collect()
 }
@@ -35,7 +40,7 @@ async fn literals_of_all_sources_are_seeds_and_own_ones_are_not() {
 
 #[tokio::test]
 async fn names_are_looked_up() {
-    let discovery = Discovery::start(vec![fixed(&["localhost:8002", "10.0.0.2:8002"])], Vec::new());
+    let discovery = Discovery::start(vec![fixed(&["localhost:8002", "10.0.0.2:8002"])], local());
     let mut updates = discovery.seeds.clone();
     let local = |set: &BTreeSet<SocketAddr>| set.iter().any(|seed| seed.ip().is_loopback() && seed.port() == 8002);
     let found = tokio::time::timeout(DEADLINE, updates.wait_for(local)).await.unwrap().unwrap().clone();
@@ -58,7 +63,7 @@ async fn a_name_that_does_not_resolve_holds_up_neither_the_others_nor_the_first_
 
 #[tokio::test]
 async fn shutdown_ends_the_tasks() {
-    let discovery = Discovery::start(vec![fixed(&["localhost:8002"])], Vec::new());
+    let discovery = Discovery::start(vec![fixed(&["localhost:8002"])], local());
     let mut updates = discovery.seeds.clone();
     tokio::time::timeout(DEADLINE, discovery.shutdown()).await.unwrap();
     // The sender went with the task that held it.
