@@ -139,7 +139,8 @@ async fn changes_of_slices_are_acted_on() {
     server.delete("darter-a");
     took.push(until(&mut seeds, &[]).await);
     assert!(took.iter().all(|took| *took < ACTED_ON), "{took:?}");
-    assert_eq!((server.state().lists(), server.state().watches().len()), (1, 1));
+    assert_eq!(server.state().lists(), 1);
+    assert_eq!(server.state().watches().len(), 1);
     discovery.shutdown().await;
 }
 
@@ -194,7 +195,7 @@ async fn a_version_that_is_too_old_costs_one_list_and_no_seeds() {
         server.forget(told_in_stream);
         let took = until(&mut seeds, &["10.0.0.1:9001", "10.0.0.2:9001"]).await;
         assert!(took < ACTED_ON, "{took:?}");
-        assert_eq!(server.state().lists(), 2, "{:?}", server.state().asked);
+        assert_eq!(server.state().lists(), 2);
         // And on it goes.
         server.put("darter-c", endpoints(&["10.0.0.3"]));
         assert!(until(&mut seeds, &["10.0.0.1:9001", "10.0.0.2:9001", "10.0.0.3:9001"]).await < ACTED_ON);
