@@ -202,7 +202,8 @@ fn start_gossip(
     transport: Transport,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Arc<Gossip>, Transport, Discovery)> {
-    let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port())];
+    // Where it listens as well: at all addresses of this host, more than one of which others may name.
+    let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port()), config.gossip.listen];
     let discovery = Discovery::start(config.discovery.clone(), own);
     let settings = GossipSettings {
         listen: config.gossip.listen,

@@ -105,7 +105,9 @@ impl Seeds for EndpointSlice {
 impl Seeds for Node {
     fn seeds(&self, port: u16) -> BTreeSet<SocketAddr> {
         let addresses = self.status.iter().flat_map(|status| status.addresses.iter().flatten());
-        let ips = addresses.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok());
+        let ips = addresses
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address.address.parse().ok());
         ips.map(|ip: IpAddr| SocketAddr::new(ip, port)).collect()
     }
 }

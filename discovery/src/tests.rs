@@ -39,6 +39,17 @@ async fn literals_of_all_sources_are_seeds_and_own_ones_are_not() {
 }
 
 #[tokio::test]
+async fn an_agent_that_listens_everywhere_is_not_its_own_seed() {
+    // Loopback is the only address that every host has; the second entry lets it count at all.
+    let own = vec!["0.0.0.0:8002".parse().unwrap(), "127.0.0.1:9".parse().unwrap()];
+    let said = fixed(&["127.0.0.1:8002", "127.0.0.1:8003", "192.0.2.1:8002"]);
+    let discovery = Discovery::start(vec![said], own);
+    tokio::time::timeout(DEADLINE, discovery.first_round()).await.unwrap();
+    assert_eq!(*discovery.seeds.borrow(), seeds(&["127.0.0.1:8003", "192.0.2.1:8002"]));
+    discovery.shutdown().await;
+}
+
+#[tokio::test]
 async fn names_are_looked_up() {
     let discovery = Discovery::start(vec![fixed(&["localhost:8002", "10.0.0.2:8002"])], local());
     let mut updates = discovery.seeds.clone();
@@ -75,7 +86,8 @@ async fn shutdown_ends_the_tasks() {
 async fn until(seeds: &mut watch::Receiver<BTreeSet<SocketAddr>>, expected: &[&str]) -> Duration {
     let started = Instant::now();
     let expected = self::seeds(expected);
-    let waited = tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
+    let waited =
+        tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
     assert_eq!(waited, Ok(true), "expected {expected:?}, have {:?}", *seeds.borrow());
     started.elapsed()
 }

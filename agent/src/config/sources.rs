@@ -103,7 +103,11 @@ fn objects<'a>(reader: &mut Reader<'a>, entry: &'a Entry, path: &str, port: u16)
         match (service, nodes.unwrap_or(false)) {
             (None, false) => reader.problem_at(&entry.place, path, "a service, or nodes: true, is wanted here"),
             (Some(_), true) => {
-                reader.problem_at(&entry.place, path, "a service and nodes: true are two sources, each with its own entry");
+                reader.problem_at(
+                    &entry.place,
+                    path,
+                    "a service and nodes: true are two sources, each with its own entry",
+                );
             }
             (None, true) if matches!(namespace, Some(Some(_))) => {
                 reader.problem_at(&entry.place, join(path, "namespace"), "of no use with nodes: true, nodes have none");

@@ -161,10 +161,9 @@ fn bad_values_are_found() {
 
 #[test]
 fn what_comes_with_a_later_version_says_so() {
-    for (text, begins) in [
-        ("peer: {transport: tcp}", "1:19: peer.transport"),
-        ("limits: {upload: 100M}", "1:18: limits.upload"),
-    ] {
+    for (text, begins) in
+        [("peer: {transport: tcp}", "1:19: peer.transport"), ("limits: {upload: 100M}", "1:18: limits.upload")]
+    {
         assert_wrong(text, begins, "not available in this version");
     }
 }

@@ -241,7 +241,8 @@ async fn addresses(resolver: &TokioResolver, name: Name, port: u16) -> Result<Ta
 
 /// The addresses of a target that the answer brought along, which spares two questions for each.
 fn brought_along(lookup: &Lookup, name: &Name, port: u16) -> Option<Target> {
-    let mut target = Target { name: name.clone(), port, addresses: BTreeSet::new(), ttl: Duration::MAX, complete: true };
+    let mut target =
+        Target { name: name.clone(), port, addresses: BTreeSet::new(), ttl: Duration::MAX, complete: true };
     for record in lookup.additionals() {
         if let Some(ip) = record.data.ip_addr().filter(|_| record.name == *name) {
             target.addresses.insert(ip);

@@ -37,7 +37,8 @@ fn start(server: &Server) -> Discovery {
 async fn until(seeds: &mut watch::Receiver<BTreeSet<SocketAddr>>, expected: &[&str]) -> Duration {
     let started = Instant::now();
     let expected = self::seeds(expected);
-    let waited = tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
+    let waited =
+        tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
     assert_eq!(waited, Ok(true), "expected {expected:?}, have {:?}", *seeds.borrow());
     started.elapsed()
 }

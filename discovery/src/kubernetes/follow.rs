@@ -111,10 +111,19 @@ pub(super) struct Page {
 /// A line of a watch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    Applied { name: String, seeds: BTreeSet<SocketAddr>, version: Option<String> },
-    Deleted { name: String, version: Option<String> },
+    Applied {
+        name: String,
+        seeds: BTreeSet<SocketAddr>,
+        version: Option<String>,
+    },
+    Deleted {
+        name: String,
+        version: Option<String>,
+    },
     /// Nothing has changed up to this version.
-    Bookmark { version: String },
+    Bookmark {
+        version: String,
+    },
 }
 
 /// What is asked of the API server.

@@ -51,7 +51,8 @@ async fn until(seeds: &mut watch::Receiver<BTreeSet<SocketAddr>>, expected: &[&s
     let started = Instant::now();
     let mut expected = set(expected);
     expected.insert(OTHER.parse().unwrap());
-    let waited = tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
+    let waited =
+        tokio::time::timeout(DEADLINE, seeds.wait_for(|now| *now == expected)).await.map(|found| found.is_ok());
     assert_eq!(waited, Ok(true), "expected {expected:?}, have {:?}", *seeds.borrow());
     started.elapsed()
 }
@@ -81,17 +82,19 @@ async fn watched() -> (Server, Discovery, watch::Receiver<BTreeSet<SocketAddr>>)
 fn a_slice_says_where_gossip_is() {
     let seeds = |slice: Value| serde_json::from_value::<EndpointSlice>(slice).unwrap().seeds(8002);
     let slice = json!({"addressType": "IPv4", "metadata": {"name": "a"}, "ports": [{"name": "gossip", "port": 9001}],
-        "endpoints": [
-            {"addresses": ["10.0.0.1", "10.0.0.2"], "conditions": {"ready": true}},
-            {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false}},
-            {"addresses": ["10.0.0.4"], "conditions": {"serving": true, "terminating": true}},
-            {"addresses": ["10.0.0.5"], "conditions": {"serving": false, "terminating": true}},
-            {"addresses": ["fd00::6"]},
-            {"addresses": ["host.example.org"]},
-        ]});
+    "endpoints": [
+        {"addresses": ["10.0.0.1", "10.0.0.2"], "conditions": {"ready": true}},
+        {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false}},
+        {"addresses": ["10.0.0.4"], "conditions": {"serving": true, "terminating": true}},
+        {"addresses": ["10.0.0.5"], "conditions": {"serving": false, "terminating": true}},
+        {"addresses": ["fd00::6"]},
+        {"addresses": ["host.example.org"]},
+    ]});
     let expected = ["10.0.0.1:9001", "10.0.0.2:9001", "10.0.0.3:9001", "10.0.0.4:9001", "[fd00::6]:9001"];
     assert_eq!(seeds(slice.clone()), set(&expected));
-    for ports in [json!(null), json!([]), json!([{"name": "peer", "port": 1}]), json!([{"name": "gossip", "port": null}])] {
+    for ports in
+        [json!(null), json!([]), json!([{"name": "peer", "port": 1}]), json!([{"name": "gossip", "port": null}])]
+    {
         let mut slice = slice.clone();
         slice["ports"] = ports.clone();
         assert!(seeds(slice).iter().all(|seed| seed.port() == 8002), "{ports}");
