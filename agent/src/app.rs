@@ -1,7 +1,7 @@
 //! The composition root: builds every part from the configuration, runs them, and takes them down in order.
 //!
 //! [`wiring`] turns the configuration into the parts' own settings, [`epoch`] keeps a restarted node ahead of its former
-//! self, [`acquaintances`] lets it find its cluster again, [`telemetry`] sets the log up; [`activation`] takes a listener
+//! self, `acquaintances` lets it find its cluster again, [`telemetry`] sets the log up; [`activation`] takes a listener
 //! from systemd, [`notify`] tells it how the agent is.
 
 mod acquaintances;
@@ -231,7 +231,8 @@ fn start_gossip(
     transport: Transport,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Arc<Gossip>, Transport, Discovery)> {
-    let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port())];
+    // Where it listens as well: at all addresses of this host, more than one of which others may name.
+    let own = vec![SocketAddr::new(config.node.advertise, config.gossip.listen.port()), config.gossip.listen];
     let sources = config.discovery.iter().cloned().chain(acquaintances::recall(&config.cache.dir)).collect();
     let discovery = Discovery::start(sources, own);
     let settings = GossipSettings {

@@ -17,6 +17,7 @@ pub mod hosts;
 pub mod problems;
 mod read;
 pub(crate) mod scalar;
+mod sources;
 mod tree;
 pub mod types;
 

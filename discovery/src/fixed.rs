@@ -16,7 +16,7 @@ use crate::backoff::Backoff;
 use crate::index::SourceId;
 
 /// How often names are looked up again although they resolved: what a DNS record of a moving host usually lives.
-const REFRESH: Duration = Duration::from_secs(30);
+pub(crate) const REFRESH: Duration = Duration::from_secs(30);
 
 /// How long one lookup may take before it counts as failed. Resolvers try their second server after 5 s.
 const LOOKUP_MAX: Duration = Duration::from_secs(6);
@@ -93,72 +93,97 @@ pub fn is_host_name(host: &str) -> bool {
         && host.rsplit('.').next().is_some_and(|last| last.bytes().any(|byte| byte.is_ascii_alphabetic()))
 }
 
+/// A list that is being followed: its addresses, and what its names resolved to last.
+#[derive(Debug, Default)]
+pub(crate) struct List {
+    literals: BTreeSet<SocketAddr>,
+    names: BTreeSet<(String, u16)>,
+    resolved: BTreeMap<(String, u16), Vec<SocketAddr>>,
+}
+
+impl List {
+    /// Takes another list over. What names resolved to that are in both stays.
+    pub(crate) fn replace(&mut self, addresses: Vec<Address>) {
+        self.literals.clear();
+        self.names.clear();
+        for address in addresses {
+            match address {
+                Address::Literal(address) => self.literals.insert(address),
+                Address::Name { host, port } => self.names.insert((host, port)),
+            };
+        }
+        self.resolved.retain(|name, _| self.names.contains(name));
+    }
+
+    /// Whether there are names, so that looking up makes a difference.
+    pub(crate) fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// All addresses that are known.
+    pub(crate) fn seeds(&self) -> BTreeSet<SocketAddr> {
+        self.literals.iter().chain(self.resolved.values().flatten()).copied().collect()
+    }
+
+    /// Looks all names up, side by side. Returns whether every one was found.
+    pub(crate) async fn look_up(&mut self) -> bool {
+        let mut lookups = JoinSet::new();
+        for name in self.names.iter().cloned() {
+            lookups.spawn(async move {
+                let found = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((name.0.as_str(), name.1))).await;
+                let found = found.map(|found| found.map(Iterator::collect::<Vec<_>>));
+                (name, found)
+            });
+        }
+        let mut found_all = true;
+        while let Some(lookup) = lookups.join_next().await {
+            let failure = match lookup {
+                Ok((name, Ok(Ok(addresses)))) if !addresses.is_empty() => {
+                    self.resolved.insert(name, addresses);
+                    continue;
+                }
+                Ok((name, Ok(Ok(_)))) => format!("{}: no addresses", name.0),
+                Ok((name, Ok(Err(error)))) => format!("{}: {error}", name.0),
+                Ok((name, Err(_))) => format!("{}: no answer", name.0),
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(failure, "a seed's name was not found");
+            found_all = false;
+        }
+        found_all
+    }
+}
+
 /// Reports the list's addresses: once for literals, again and again where there are names. Ends when nobody listens.
 pub(crate) async fn run(source: SourceId, addresses: Vec<Address>, updates: mpsc::Sender<Update>) {
-    let mut literals = BTreeSet::new();
-    let mut names = BTreeSet::new();
-    for address in addresses {
-        match address {
-            Address::Literal(address) => literals.insert(address),
-            Address::Name { host, port } => names.insert((host, port)),
-        };
-    }
-    let mut resolved: BTreeMap<(String, u16), Vec<SocketAddr>> = BTreeMap::new();
+    let mut list = List::default();
+    list.replace(addresses);
     let mut backoff = Backoff::default();
-    if !names.is_empty() && !literals.is_empty() {
+    if list.has_names() && !list.literals.is_empty() {
         // Literals need not wait for the lookups.
-        let update = Update { source, seeds: literals.clone(), complete: false };
+        let update = Update { source, seeds: list.seeds(), complete: false };
         if updates.send(update).await.is_err() {
             return;
         }
     }
     loop {
-        let complete = look_up(&names, &mut resolved).await;
-        let seeds = literals.iter().chain(resolved.values().flatten()).copied().collect();
-        if updates.send(Update { source, seeds, complete }).await.is_err() {
+        let complete = list.look_up().await;
+        if updates.send(Update { source, seeds: list.seeds(), complete }).await.is_err() {
             return;
         }
-        let wait = match (names.is_empty(), complete) {
-            (true, _) => return updates.closed().await,
-            (false, true) => {
+        let wait = match (list.has_names(), complete) {
+            (false, _) => return updates.closed().await,
+            (true, true) => {
                 backoff.succeeded();
                 REFRESH
             }
-            (false, false) => backoff.failed(rand::random()),
+            (true, false) => backoff.failed(rand::random()),
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = updates.closed() => return,
         }
     }
-}
-
-/// Looks all names up, side by side. Returns whether every one was found.
-async fn look_up(names: &BTreeSet<(String, u16)>, resolved: &mut BTreeMap<(String, u16), Vec<SocketAddr>>) -> bool {
-    let mut lookups = JoinSet::new();
-    for name in names.iter().cloned() {
-        lookups.spawn(async move {
-            let found = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((name.0.as_str(), name.1))).await;
-            let found = found.map(|found| found.map(Iterator::collect::<Vec<_>>));
-            (name, found)
-        });
-    }
-    let mut found_all = true;
-    while let Some(lookup) = lookups.join_next().await {
-        let failure = match lookup {
-            Ok((name, Ok(Ok(addresses)))) if !addresses.is_empty() => {
-                resolved.insert(name, addresses);
-                continue;
-            }
-            Ok((name, Ok(Ok(_)))) => format!("{}: no addresses", name.0),
-            Ok((name, Ok(Err(error)))) => format!("{}: {error}", name.0),
-            Ok((name, Err(_))) => format!("{}: no answer", name.0),
-            Err(error) => error.to_string(),
-        };
-        tracing::debug!(failure, "a seed's name was not found");
-        found_all = false;
-    }
-    found_all
 }
 
 #[cfg(test)]
@@ -196,12 +221,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_fails_keeps_what_it_had() {
-        let known = ("gone.invalid".to_owned(), 8002);
         let before: SocketAddr = "10.0.0.9:8002".parse().unwrap();
-        let mut resolved = BTreeMap::from([(known.clone(), vec![before])]);
-        let names = BTreeSet::from([known.clone(), ("127.0.0.3".to_owned(), 8002)]);
-        assert!(!look_up(&names, &mut resolved).await);
-        assert_eq!(resolved[&known], [before]);
-        assert_eq!(resolved[&("127.0.0.3".to_owned(), 8002)], ["127.0.0.3:8002".parse().unwrap()]);
+        let gone = ("gone.invalid".to_owned(), 8002);
+        let found = ("127.0.0.3".to_owned(), 8002);
+        let names = BTreeSet::from([gone.clone(), found.clone()]);
+        let mut list = List { names, resolved: BTreeMap::from([(gone.clone(), vec![before])]), ..List::default() };
+        assert!(!list.look_up().await);
+        assert_eq!(list.resolved[&gone], [before]);
+        assert_eq!(list.resolved[&found], ["127.0.0.3:8002".parse().unwrap()]);
+        list.replace(vec!["gone.invalid:8002".parse().unwrap(), "10.0.0.1:8002".parse().unwrap()]);
+        assert_eq!(list.seeds(), BTreeSet::from([before, "10.0.0.1:8002".parse().unwrap()]));
+        list.replace(Vec::new());
+        assert_eq!(list.seeds(), BTreeSet::new());
     }
 }

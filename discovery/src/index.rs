@@ -15,16 +15,20 @@ pub struct SourceId(pub usize);
 #[derive(Debug)]
 pub struct Index {
     own: BTreeSet<SocketAddr>,
+    /// Whether this agent is reached on loopback, as in a demonstration, and so may others be.
+    loopback: bool,
     sources: BTreeMap<SourceId, BTreeSet<SocketAddr>>,
     union: BTreeSet<SocketAddr>,
 }
 
 impl Index {
-    /// An index that knows no seeds. The addresses in `own` never count as such, whoever names them.
+    /// An index that knows no seeds. The addresses in `own` never count as such, whoever names them, and those on
+    /// loopback only if one of `own` is: to everybody else they are this very host.
     #[must_use]
     pub fn new(own: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let own = own.into_iter().map(canonical).collect();
-        Self { own, sources: BTreeMap::new(), union: BTreeSet::new() }
+        let own: BTreeSet<_> = own.into_iter().map(canonical).collect();
+        let loopback = own.iter().any(|own| own.ip().is_loopback());
+        Self { own, loopback, sources: BTreeMap::new(), union: BTreeSet::new() }
     }
 
     /// Replaces what `source` said before by `seeds`. Returns the new union of all sources if that changed it.
@@ -34,7 +38,7 @@ impl Index {
         seeds: impl IntoIterator<Item = SocketAddr>,
     ) -> Option<BTreeSet<SocketAddr>> {
         let usable: BTreeSet<_> =
-            seeds.into_iter().map(canonical).filter(|seed| reachable(seed) && !self.own.contains(seed)).collect();
+            seeds.into_iter().map(canonical).filter(|seed| reachable(seed) && self.foreign(seed)).collect();
         if usable.len() > SEEDS_PER_SOURCE_MAX {
             tracing::warn!(source = source.0, seeds = usable.len(), kept = SEEDS_PER_SOURCE_MAX, "too many seeds");
         }
@@ -45,6 +49,11 @@ impl Index {
         }
         self.union = union;
         Some(self.union.clone())
+    }
+
+    /// Whether it is not this agent's own address, as far as addresses tell.
+    fn foreign(&self, seed: &SocketAddr) -> bool {
+        !self.own.contains(seed) && (self.loopback || !seed.ip().is_loopback())
     }
 
     /// The union of all sources.
@@ -105,6 +114,16 @@ mod tests {
         assert_eq!(index.apply(SourceId(0), said), None);
         // Another port of the same host is another agent.
         assert_eq!(index.apply(SourceId(0), seeds(&["10.0.0.1:8003"])), Some(seeds(&["10.0.0.1:8003"])));
+    }
+
+    #[test]
+    fn loopback_counts_for_agents_on_loopback_only() {
+        let said = ["127.0.0.1:8002", "[::1]:8002", "[::ffff:127.0.0.1]:8003", "127.0.0.9:8002"];
+        let mut index = Index::new(["10.0.0.1:8002".parse().unwrap()]);
+        assert_eq!(index.apply(SourceId(0), seeds(&said)), None);
+        let mut index = Index::new(["127.0.0.1:8002".parse().unwrap()]);
+        let others = seeds(&["[::1]:8002", "127.0.0.1:8003", "127.0.0.9:8002"]);
+        assert_eq!(index.apply(SourceId(0), seeds(&said)), Some(others));
     }
 
     #[test]

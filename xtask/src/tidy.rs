@@ -25,7 +25,7 @@ const MACHINE_PATHS: [&str; 4] =
     [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/tmp/", "wt")];
 
 /// Crates that only some rooms may name, and those rooms, as beginnings of paths.
-const ROOMS: [Room; 4] = [
+const ROOMS: [Room; 5] = [
     Room { crates: &["quinn", "quinn_proto", "quinn_udp"], rooms: &["agent/src/net"] },
     Room {
         crates: &["rustls", "tokio_rustls", "hyper_rustls", "rustls_native_certs"],
@@ -49,6 +49,7 @@ const ROOMS: [Room; 4] = [
         ],
     },
     Room { crates: &["kube", "k8s_openapi"], rooms: &["discovery/src/kubernetes"] },
+    Room { crates: &["hickory_resolver", "hickory_proto", "hickory_net"], rooms: &["discovery/src/dns"] },
     Room { crates: &["foca"], rooms: &["swarm/src/membership"] },
 ];
 

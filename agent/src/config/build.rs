@@ -7,8 +7,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use darter_discovery::{Address, Source};
-
 use super::check::{self, Listeners};
 use super::files::{self, PairProblem};
 use super::hosts::{HostPattern, HostPort};
@@ -20,10 +18,7 @@ use super::types::{
     Admin, Cache, Gossip, Hijack, Identity, Limits, Node as ThisNode, Peer, Proxy, Redacted, Registry, RegistryMirror,
     Rule, Space,
 };
-use super::{Config, coverage, host};
-
-/// Sources of seeds. Each is a task that asks again and again.
-const SOURCES_MAX: usize = 16;
+use super::{Config, coverage, host, sources};
 
 /// The least a cache may hold: one piece of the largest size, so that something can be given to others at all.
 const CACHE_BYTES_MIN: u64 = darter_tracker::PieceSize::MAX_BYTES as u64;
@@ -47,7 +42,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let node = node(reader, &listeners, peers);
     let tls = proxy_tls(reader);
     let transport = reader.value("peer.transport", scalar::transport);
-    let discovery = discovery(reader);
+    let discovery = sources::discovery(reader, listeners.gossip);
     let cache = cache(reader);
     let limits = limits(reader);
     let remote = reader.nullable("registry_mirror.remote", scalar::registry_url);
@@ -145,72 +140,6 @@ fn identity(
 
 fn missing<T>(reader: &mut Reader<'_>, place: &Place, path: &str) -> Option<T> {
     reader.problem_at(place, path, "missing: a certificate and its key belong together");
-    None
-}
-
-fn discovery(reader: &mut Reader<'_>) -> Option<Vec<Source>> {
-    const PATH: &str = "discovery";
-    let Some(node) = reader.node(PATH) else { return Some(Vec::new()) };
-    let items = reader.list(node, PATH)?;
-    if items.len() > SOURCES_MAX {
-        reader.problem(PATH, format!("{} sources, at most {SOURCES_MAX} are possible", items.len()));
-    }
-    // All are read, so that all problems are found, before the first that failed ends it.
-    let sources: Vec<_> =
-        items.iter().enumerate().map(|(at, item)| source(reader, item, &format!("{PATH}[{at}]"))).collect();
-    sources.into_iter().collect()
-}
-
-fn source<'a>(reader: &mut Reader<'a>, node: &'a Node, path: &str) -> Option<Source> {
-    let map = reader.map(node, path, &["static", "dns", "kubernetes"])?;
-    let [entry] = map.entries() else {
-        reader.problem_at(&node.place, path, "one of static, dns or kubernetes is wanted here");
-        return None;
-    };
-    let path = join(path, &entry.key);
-    match entry.key.as_str() {
-        "static" => {
-            let map = reader.map(&entry.node, &path, &["addresses"])?;
-            let path = join(&path, "addresses");
-            let Some(addresses) = map.get("addresses") else {
-                reader.problem_at(&entry.place, path, "missing: a list as in [\"10.77.0.2:8002\"]");
-                return None;
-            };
-            let items = reader.list(&addresses.node, &path)?;
-            let parse = |text: &str| text.parse::<Address>().map_err(|error| format!("'{text}': {error}"));
-            let addresses: Vec<_> = items
-                .iter()
-                .enumerate()
-                .map(|(at, item)| reader.scalar(item, &format!("{path}[{at}]"), parse))
-                .collect();
-            Some(Source::Fixed { addresses: addresses.into_iter().collect::<Option<_>>()? })
-        }
-        "dns" => {
-            let map = reader.map(&entry.node, &path, &["name"])?;
-            let name = reader.field(map, &path, "name", parsed::<HostPort>)?;
-            if name.is_none() {
-                reader.problem_at(&entry.place, join(&path, "name"), "missing: the name to look up");
-            }
-            later(reader, &entry.place, &path)
-        }
-        "kubernetes" => {
-            let map = reader.map(&entry.node, &path, &["service", "namespace", "nodes"])?;
-            let service = reader.field(map, &path, "service", scalar::name);
-            reader.field(map, &path, "namespace", scalar::name);
-            let nodes = reader.field(map, &path, "nodes", scalar::boolean);
-            if matches!((service, nodes), (Some(None), Some(None | Some(false)))) {
-                reader.problem_at(&entry.place, &path, "a service, or nodes: true, is wanted here");
-            }
-            later(reader, &entry.place, &path)
-        }
-        // Reported as unknown.
-        _ => None,
-    }
-}
-
-/// For what is fixed already and comes with a later version.
-fn later<T>(reader: &mut Reader<'_>, place: &Place, path: &str) -> Option<T> {
-    reader.problem_at(place, path, "not available in this version; use static");
     None
 }
 
@@ -341,6 +270,6 @@ fn registry<'a>(reader: &mut Reader<'a>, node: &'a Node, path: &str) -> Option<R
 }
 
 /// A scalar of a type that parses itself.
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Parsed<T> {
+pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Parsed<T> {
     text.parse().map_err(|error| format!("'{text}': {error}"))
 }

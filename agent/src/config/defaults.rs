@@ -91,8 +91,21 @@ pub(super) const KEYS: &[Key] = &[
         "discovery",
         "[]",
         "Where the first members are found; any number of sources, all used. [] waits until others come. A member \
-         that is listed but dead does no harm, so list a few.",
-        &["- static: {addresses: [\"10.77.0.2:8002\", \"seed.example.org:8002\"]}"],
+         that is listed but dead does no harm, so list a few. static: addresses or names, each with gossip's port. \
+         file: the same, one per line, # begins a comment; read again when it changes. dns: SRV records of \
+         _gossip._udp.NAME or NAME, else A and AAAA with `port` (default: that of gossip.listen), asked for again when \
+         they run out; of `servers`, or else of the resolvers of the host. kubernetes: the endpoints of a service, ready \
+         or not, at its port named gossip (none: that of gossip.listen), or with nodes: true all nodes' internal \
+         addresses; needs leave to list and watch them. `namespace` (default: the pod's own) and `kubeconfig` \
+         (default: as kubectl, else as a pod does) may be left out. While a source is down, what it said last stays.",
+        &[
+            "- static: {addresses: [\"10.77.0.2:8002\", \"seed.example.org:8002\"]}",
+            "- file: {path: /etc/darter/peers}",
+            "- dns: {name: darter.kube-system.svc.cluster.local}",
+            "- dns: {name: seeds.example.org, port: 8002, servers: [10.77.0.53]}",
+            "- kubernetes: {service: darter, namespace: kube-system}",
+            "- kubernetes: {nodes: true, kubeconfig: /etc/darter/kubeconfig}",
+        ],
     ),
     scalar(
         "cache.dir",

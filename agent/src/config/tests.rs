@@ -143,7 +143,7 @@ fn bad_values_are_found() {
         ("node: {advertise: host.example.org}", "1:19: node.advertise", "not an IP address"),
         ("discovery: [{static: {addresses: [10.0.0.1]}}]", "1:35: discovery[0].static.addresses[0]", "a port"),
         ("discovery: [{static: {}}]", "1:14: discovery[0].static.addresses", "missing"),
-        ("discovery: [{}]", "1:13: discovery[0]", "one of static, dns or kubernetes"),
+        ("discovery: [{}]", "1:13: discovery[0]", "one of static, file, dns or kubernetes"),
         ("registry_mirror: {remote: index.docker.io}", "1:27: registry_mirror.remote", "https://"),
         ("registry_mirror: {remote: \"https://a/v2/\"}", "1:27: registry_mirror.remote", "it has a path"),
         ("registry_mirror: {remote: \"https://me:pw@a\"}", "1:27: registry_mirror.remote", "credentials"),
@@ -161,17 +161,52 @@ fn bad_values_are_found() {
 
 #[test]
 fn what_comes_with_a_later_version_says_so() {
-    for (text, begins) in [
-        ("peer: {transport: tcp}", "1:19: peer.transport"),
-        ("limits: {upload: 100M}", "1:18: limits.upload"),
-        ("discovery: [{dns: {name: darter.kube-system.svc.cluster.local}}]", "1:14: discovery[0].dns"),
-        ("discovery: [{kubernetes: {service: darter, namespace: kube-system}}]", "1:14: discovery[0].kubernetes"),
-        ("discovery: [{kubernetes: {nodes: true}}]", "1:14: discovery[0].kubernetes"),
-    ] {
+    for (text, begins) in
+        [("peer: {transport: tcp}", "1:19: peer.transport"), ("limits: {upload: 100M}", "1:18: limits.upload")]
+    {
         assert_wrong(text, begins, "not available in this version");
     }
-    // They are checked all the same.
-    assert_eq!(wrong("discovery: [{dns: {}}, {kubernetes: {nodes: false}}, {dns: {name: 'a b'}}]").len(), 5);
+}
+
+#[test]
+fn mistakes_in_sources_are_found() {
+    for (text, begins, contains) in [
+        ("{file: {}}", "1:14: discovery[0].file.path", "missing"),
+        ("{file: {path: peers}}", "1:27: discovery[0].file.path", "must be absolute"),
+        ("{file: {pat: /a}}", "", ""),
+        ("{dns: {}}", "1:14: discovery[0].dns.name", "missing"),
+        ("{dns: {name: 'a b'}}", "1:26: discovery[0].dns.name", "not a name in DNS"),
+        ("{dns: {name: 10.0.0.1}}", "1:26: discovery[0].dns.name", "not a name in DNS"),
+        ("{dns: {name: \"a.b:53\"}}", "1:26: discovery[0].dns.name", "no port"),
+        ("{dns: {name: a.b, port: 0}}", "1:37: discovery[0].dns.port", "not a port between 1 and 65535"),
+        ("{dns: {name: a.b, prot: 1}}", "1:31: discovery[0].dns.prot", "did you mean port?"),
+        ("{dns: {name: a.b, servers: 10.0.0.1}}", "1:40: discovery[0].dns.servers", "a list is wanted here"),
+        ("{dns: {name: a.b, servers: [a]}}", "1:41: discovery[0].dns.servers[0]", "not the address of a resolver"),
+        ("{kubernetes: {}}", "1:14: discovery[0].kubernetes", "a service, or nodes: true, is wanted here"),
+        ("{kubernetes: {nodes: false}}", "1:14: discovery[0].kubernetes", "a service, or nodes: true"),
+        ("{kubernetes: {nodes: maybe}}", "1:34: discovery[0].kubernetes.nodes", "not one of: true, false"),
+        ("{kubernetes: {nodes: true, service: a}}", "1:14: discovery[0].kubernetes", "are two sources"),
+        ("{kubernetes: {nodes: true, namespace: a}}", "1:14: discovery[0].kubernetes.namespace", "of no use"),
+        ("{kubernetes: {service: A_b}}", "1:36: discovery[0].kubernetes.service", "not a name in Kubernetes"),
+        ("{kubernetes: {service: a, kubeconfig: b}}", "1:51: discovery[0].kubernetes.kubeconfig", "must be absolute"),
+        ("{kubernetes: {servise: a}}", "", ""),
+    ] {
+        let text = format!("discovery: [{text}]");
+        if begins.is_empty() {
+            // The key that was meant is missing as well.
+            assert_eq!(wrong(&text).len(), 2, "{text}");
+        } else {
+            assert_wrong(&text, begins, contains);
+        }
+    }
+    let many = ["10.0.0.1"; 9].join(", ");
+    assert_wrong(
+        &format!("discovery: [{{dns: {{name: a.b, servers: [{many}]}}}}]"),
+        "1:40: discovery[0].dns.servers",
+        "more than 8 resolvers",
+    );
+    // All of them at once.
+    assert_eq!(wrong("discovery: [{dns: {}}, {kubernetes: {nodes: false}}, {dns: {name: 'a b'}}]").len(), 3);
 }
 
 #[test]

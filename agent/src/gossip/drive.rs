@@ -137,6 +137,7 @@ impl Driver {
 
     fn take_seeds(&mut self) {
         let seeds = self.parts.seeds.borrow_and_update().clone();
+        self.parts.metrics.seeds.set(i64::try_from(seeds.len()).unwrap_or(i64::MAX));
         self.parts.membership.set_seeds(seeds, Instant::now());
     }
 

@@ -25,7 +25,7 @@ pub const PROXY: &str = "http://127.0.0.1:65001";
 pub const PEER_PORTS: [u16; 2] = [15001, 8002];
 
 /// Gossip's port, for discovery.
-const GOSSIP_PORT: u16 = 8002;
+pub const GOSSIP_PORT: u16 = 8002;
 
 /// The admin port.
 const ADMIN: &str = "http://127.0.0.1:15003";
@@ -71,10 +71,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` agents on new hosts `h1`, `h2`, ... and waits until all know all.
     pub async fn start(world: &mut World, remote: Remote<'_>, count: usize, extra: &Value) -> Result<Self> {
-        let dir = world.directory("cluster")?;
-        let secret = dir.join("secret");
-        let line = Run::new(world.darter()).arg("secret").output().await?;
-        write_private(&secret, &line)?;
+        let secret = secret(world).await?;
         let mut hosts = Vec::new();
         for number in 1..=count {
             hosts.push(world.host(&format!("h{number}")).await?);
@@ -300,6 +297,14 @@ impl Metrics {
     pub fn fallbacks(&self) -> u64 {
         self.total("darter_fallbacks_total")
     }
+}
+
+/// Makes the secret of a cluster; one per world.
+pub async fn secret(world: &World) -> Result<PathBuf> {
+    let path = world.directory("cluster")?.join("secret");
+    let line = Run::new(world.darter()).arg("secret").output().await?;
+    write_private(&path, &line)?;
+    Ok(path)
 }
 
 /// Puts the keys of `extra` over those of `config`, one level deep.

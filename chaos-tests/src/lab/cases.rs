@@ -5,6 +5,7 @@ mod credentials;
 mod crowd;
 mod cut_off;
 mod direct;
+mod dns;
 mod freeze;
 mod killed;
 mod leases;
@@ -59,6 +60,7 @@ pub const CASES: &[Case] = &[
     Case { name: "leases", tools: &[], agent: true, run: |world| Box::pin(leases::leases(world)) },
     Case { name: "calm", tools: &[], agent: true, run: |world| Box::pin(calm::calm(world)) },
     Case { name: "slow", tools: &[], agent: true, run: |world| Box::pin(calm::slow(world)) },
+    Case { name: "dns", tools: &["dnsmasq"], agent: true, run: |world| Box::pin(dns::dns(world)) },
     Case { name: "restart", tools: &[], agent: true, run: |world| Box::pin(restart::restart(world)) },
     Case { name: "loss-home", tools: &[], agent: true, run: |world| Box::pin(loss::home(world)) },
     Case { name: "loss-peers", tools: &[], agent: true, run: |world| Box::pin(loss::peers(world)) },

@@ -268,7 +268,7 @@ impl Link {
     }
 
     /// The homes to register with now: the present one, and those of higher rank that were left.
-    fn to_ask(&mut self, now: Instant) -> Vec<NodeId> {
+    fn homes_to_ask(&mut self, now: Instant) -> Vec<NodeId> {
         let registered = self.registered;
         let present = self.at;
         let candidates = self.order.iter().take(present + 1).enumerate();
@@ -305,7 +305,7 @@ impl Task {
         if self.may_judge(now) && self.link.leave_at().is_some_and(|at| now >= at) {
             self.link.turn_to(self.link.at + 1, now);
         }
-        for home in self.link.to_ask(now) {
+        for home in self.link.homes_to_ask(now) {
             let request = RegisterRequest {
                 task: self.id,
                 geometry: Some(self.geometry),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use darter_discovery::{dns, kubernetes};
 use darter_tracker::{PieceSizeRule, Role};
 
 use super::*;
@@ -52,6 +53,49 @@ fn the_printed_examples_are_valid() {
 }
 
 #[test]
+fn sources_of_every_kind_are_accepted() {
+    let text = r#"
+gossip: {listen: "0.0.0.0:9002"}
+discovery:
+  - file: {path: /etc/darter/peers}
+  - dns: {name: Darter.kube-system.svc.cluster.local.}
+  - dns: {name: a.b, port: 7, servers: [10.96.0.10, "[fd00::a]:5353"]}
+  - kubernetes: {service: darter, namespace: kube-system}
+  - kubernetes: {nodes: true, kubeconfig: /etc/kubeconfig}
+"#;
+    let expected = [
+        Source::File { path: "/etc/darter/peers".into() },
+        Source::Dns(dns::Query {
+            name: "darter.kube-system.svc.cluster.local.".to_owned(),
+            port: 9002,
+            servers: Vec::new(),
+        }),
+        Source::Dns(dns::Query {
+            name: "a.b".to_owned(),
+            port: 7,
+            servers: vec!["10.96.0.10:53".parse().unwrap(), "[fd00::a]:5353".parse().unwrap()],
+        }),
+        Source::Kubernetes(kubernetes::Query {
+            what: kubernetes::Watched::Service {
+                namespace: Some("kube-system".to_owned()),
+                service: "darter".to_owned(),
+            },
+            port: 9002,
+            kubeconfig: None,
+        }),
+        Source::Kubernetes(kubernetes::Query {
+            what: kubernetes::Watched::Nodes,
+            port: 9002,
+            kubeconfig: Some("/etc/kubeconfig".into()),
+        }),
+    ];
+    assert_eq!(parse(text).unwrap().discovery, expected);
+    // What the defaults give as examples, all together.
+    let examples = defaults::KEYS.iter().find(|key| key.path == "discovery").unwrap().example.join("\n");
+    assert_eq!(parse(&format!("discovery:\n{examples}")).unwrap().discovery.len(), 6);
+}
+
+#[test]
 fn the_documented_keys_mean_what_they_say() {
     let files = Files::new();
     let (cert, key) = files.pair("hijack");
@@ -93,7 +137,7 @@ verify: before_stream
     assert_eq!(config.peer.transport, Transport::Quic);
     assert!(config.proxy.tls.is_none());
     assert!(config.admin.listen.is_ipv6());
-    let Source::Fixed { addresses } = &config.discovery[0];
+    let Source::Fixed { addresses } = &config.discovery[0] else { panic!("{:?}", config.discovery[0]) };
     assert_eq!(
         addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["10.77.0.2:8002", "seed.example.org:8002"]

@@ -56,6 +56,7 @@ impl Shown {
 
 /// Plays a scene with every seed. It gets the swarm in the middle of its pull, disturbs it, and returns the nodes whose own
 /// clients do not count.
+#[allow(clippy::disallowed_methods, reason = "the core reads no environment; its tests may be asked for more seeds")]
 fn play(disturb: impl Fn(&mut Net) -> Vec<usize>) -> Shown {
     let mut shown = Shown { copies: Vec::new(), stalls: Vec::new() };
     let seeds = std::env::var(SEEDS_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
