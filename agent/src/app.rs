@@ -156,7 +156,7 @@ async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow
         HomeHandle::start(Home::new(node.id(), rand::rng().random()), peers)
     };
     let for_tracker = transport.clone().zip(gossip.as_ref().map(|gossip| gossip.roster()));
-    let tracker = Arc::new(GossipTracker::new(node.id(), home.clone(), for_tracker));
+    let tracker = Arc::new(GossipTracker::new(node.id(), home.clone(), for_tracker, metrics.clone()));
     let flights = Flights::new(Context {
         store: store.clone(),
         upstream: upstream.clone(),
@@ -275,12 +275,14 @@ async fn become_ready(
 }
 
 /// Tells homes what a former run has left, and whenever members have come what is here of the blobs that they are home
-/// of now: they were not there when it was said, and would have it fetched from the registry again.
+/// of now: they were not there when it was said, and would have it fetched from the registry again. After an isolation they
+/// are told everything once more; that nobody hears it is also how a node finds out that it is still cut off.
 async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, flights: &Flights) {
     let mut roster = gossip.roster();
     members_known(roster.clone()).await;
     let mut told = BTreeSet::new();
     loop {
+        let over = std::pin::pin!(tracker.isolation_over());
         let members: BTreeSet<NodeId> = roster.borrow_and_update().members.keys().copied().collect();
         let first = told.is_empty();
         let new: BTreeSet<NodeId> = members.difference(&told).copied().collect();
@@ -295,8 +297,10 @@ async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, f
                 }
             }
         }
-        if roster.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = roster.changed() => if changed.is_err() { return },
+            // What was fetched meanwhile nobody knows of.
+            () = over => told.clear(),
         }
     }
 }

@@ -372,6 +372,7 @@ impl Task {
     /// Bytes of a run came, though no whole piece yet.
     pub fn handle_origin_progress(&mut self, run: RunId, now: Instant) {
         self.origin.progress(run, now);
+        self.advance(now);
     }
 
     /// A run ended before its last piece.

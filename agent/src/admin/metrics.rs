@@ -29,6 +29,8 @@ pub enum FallbackReason {
     HomeSilent,
     /// No peer delivered within a reader's budget.
     PeersSlow,
+    /// This node has failed with everybody it asked, and asks the registry alone for a while.
+    Isolated,
     /// The blob failed its digest and is fetched again.
     Poisoned,
     /// No pull could begin (no room in the cache, a blob that is not for the swarm, a registry without ranges, a refusal):
@@ -95,6 +97,8 @@ pub struct Metrics {
     pub fallbacks: Family<FallbackLabel, Counter<u64, AtomicU64>>,
     /// Live members, this one included.
     pub members: Gauge<i64, AtomicI64>,
+    /// Times that this node failed with everybody it asked, and turned to the registry alone.
+    pub isolations: Counter<u64, AtomicU64>,
     /// Addresses that discovery has found.
     pub seeds: Gauge<i64, AtomicI64>,
     /// Pulls in progress.
@@ -174,6 +178,11 @@ impl Metrics {
         registry.register("pieces", "Pieces stored, by source", self.pieces.clone());
         registry.register("fallbacks", "Fallbacks to the registry, by reason", self.fallbacks.clone());
         registry.register("members", "Live members, this one included", self.members.clone());
+        registry.register(
+            "isolations",
+            "Times that this node failed with everybody and turned to the registry alone",
+            self.isolations.clone(),
+        );
         registry.register("seeds", "Addresses that discovery has found", self.seeds.clone());
         registry.register("active_tasks", "Pulls in progress", self.active_tasks.clone());
         registry.register("evictions", "Blobs thrown out of the cache", self.evictions.clone());

@@ -2,10 +2,11 @@
 //! stream, or to this node's own [`Home`] if that is it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use darter_swarm::home::Home;
+use darter_swarm::isolation::Isolation;
 use darter_swarm::membership::{Member, MembershipEvent};
 use darter_swarm::rendezvous;
 use darter_swarm::wire::{Call, Open, Reply};
@@ -18,10 +19,15 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::{Gossip, Roster};
+use crate::admin::metrics::Metrics;
 use crate::net::{Peer, Transport};
 
 /// A call to a member from which nothing comes for this long has failed; the downloader has turned to the next home by then.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// A call that is given up after this long or more, and for which nothing has come, has failed too. It is the time after
+/// which a downloader turns away from a home that it never heard of.
+const UNANSWERED: Duration = darter_swarm::task::link::SILENT_STRANGER;
 
 /// A call that takes longer has failed though the member is alive.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -181,13 +187,20 @@ pub struct GossipTracker {
     /// `None` for an agent without a secret: it has no peers and is its own home.
     peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>,
     silent: Mutex<BTreeMap<NodeId, Instant>>,
+    isolation: watch::Sender<Isolation>,
+    metrics: Arc<Metrics>,
 }
 
 impl GossipTracker {
     /// A tracker for the node `me`.
     #[must_use]
-    pub fn new(me: NodeId, home: HomeHandle, peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>) -> Self {
-        Self { me, home, peers, silent: Mutex::default() }
+    pub fn new(
+        me: NodeId,
+        home: HomeHandle,
+        peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { me, home, peers, silent: Mutex::default(), isolation: watch::Sender::default(), metrics }
     }
 
     /// This node's own home, for calls that come from others.
@@ -205,11 +218,17 @@ impl GossipTracker {
     }
 
     /// The members to ask about a task, best first. This node is always among them: it is its own last resort.
-    /// Members that did not answer lately are left out.
+    /// Members that did not answer lately are left out. Nobody is asked while this node isolates itself.
     #[must_use]
     pub fn homes(&self, task: &TaskId) -> Vec<NodeId> {
+        if self.is_isolated() { Vec::new() } else { self.homes_if_reached(task) }
+    }
+
+    /// The same for a node that may be isolated.
+    #[must_use]
+    pub fn homes_if_reached(&self, task: &TaskId) -> Vec<NodeId> {
         let now = Instant::now();
-        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = lock(&self.silent);
         silent.retain(|_, until| *until > now);
         let mut members = Vec::new();
         if let Some((_, roster)) = &self.peers {
@@ -244,19 +263,64 @@ impl GossipTracker {
         self.peers.as_ref().map(|(_, roster)| roster.clone())
     }
 
+    /// Whether this node has failed with everybody it asked, and asks the registry alone for a while.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        self.isolation.borrow().is_isolated(Instant::now())
+    }
+
+    /// A member could not be reached, or was silent.
+    pub fn member_failed(&self, node: NodeId) {
+        let others = self.peers.as_ref().map_or(0, |(_, roster)| roster.borrow().members.len());
+        if self.isolation.send_if_modified(|isolation| isolation.failed(node, others, Instant::now())) {
+            self.metrics.isolations.inc();
+            tracing::warn!(others, "isolated: no member answers this node, the registry alone is asked for a while");
+        }
+    }
+
+    /// A member did not answer a call.
+    fn member_silent(&self, node: NodeId) {
+        lock(&self.silent).insert(node, Instant::now() + SILENT_FOR);
+        self.member_failed(node);
+    }
+
+    /// A member has answered, or has come by itself.
+    pub fn member_answered(&self) {
+        if self.isolation.send_if_modified(Isolation::answered) {
+            tracing::info!("no longer isolated: a member answers");
+        }
+    }
+
+    /// Waits for an isolation and then for its end: somebody answers, or it is time to try again.
+    pub async fn isolation_over(&self) {
+        let mut isolation = self.isolation.subscribe();
+        let isolated = |isolation: &Isolation| isolation.is_isolated(Instant::now());
+        // The sender is this tracker's own.
+        while let Ok(Some(until)) = isolation.wait_for(isolated).await.map(|isolation| isolation.until()) {
+            let answered = isolation.wait_for(|isolation| isolation.until() != Some(until));
+            // A second term may have begun meanwhile.
+            let _ = tokio::time::timeout_at(until.into(), answered).await;
+            if !self.is_isolated() {
+                return;
+            }
+        }
+    }
+
     async fn call(&self, node: NodeId, call: Call) -> Result<Reply, TrackerError> {
         let reply = if node == self.me {
             self.home.call(self.me, call).await
         } else {
+            let mut verdict = Verdict::pending(self, node);
             let outcome = self.while_alive(node, self.call_peer(node, call)).await;
-            let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+            verdict.over = true;
             match outcome {
                 Ok(reply) => {
-                    silent.remove(&node);
+                    lock(&self.silent).remove(&node);
+                    self.member_answered();
                     reply
                 }
                 Err(reason) => {
-                    silent.insert(node, Instant::now() + SILENT_FOR);
+                    self.member_silent(node);
                     return Err(TrackerError::Unreachable { reason });
                 }
             }
@@ -267,9 +331,14 @@ impl GossipTracker {
         }
     }
 
+    /// Packets that have come from a member.
+    fn received(&self, node: NodeId) -> u64 {
+        self.peers.as_ref().map_or(0, |(transport, _)| transport.received(node))
+    }
+
     /// Waits for what a member was asked for as long as something comes from it.
     async fn while_alive<T>(&self, node: NodeId, asked: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-        let received = || self.peers.as_ref().map_or(0, |(transport, _)| transport.received(node));
+        let received = || self.received(node);
         let (begin, mut before) = (Instant::now(), received());
         tokio::pin!(asked);
         loop {
@@ -292,6 +361,36 @@ impl GossipTracker {
         };
         exchange.await.map_err(|error: crate::net::NetError| error.to_string())?.ok_or_else(|| "no answer".to_owned())
     }
+}
+
+/// Judges a member whose answer nobody waits for any more: pulls that the registry has completed meanwhile would else learn
+/// nothing about those who keep silent, and each of them would wait for the same members again.
+struct Verdict<'a> {
+    tracker: &'a GossipTracker,
+    node: NodeId,
+    since: Instant,
+    received: u64,
+    over: bool,
+}
+
+impl<'a> Verdict<'a> {
+    fn pending(tracker: &'a GossipTracker, node: NodeId) -> Self {
+        Self { tracker, node, since: Instant::now(), received: tracker.received(node), over: false }
+    }
+}
+
+impl Drop for Verdict<'_> {
+    fn drop(&mut self) {
+        let waited = self.since.elapsed() >= UNANSWERED;
+        if !self.over && waited && self.tracker.received(self.node) == self.received {
+            self.tracker.member_silent(self.node);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds these locks can panic half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A home that answers another question than the asked one.

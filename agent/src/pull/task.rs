@@ -125,6 +125,8 @@ pub(super) struct Driver {
     readers: BTreeMap<ReaderId, PieceIndex>,
     /// Peers are left out: the blob failed its digest before.
     alone: bool,
+    /// This node isolates itself: nobody is asked, and whoever comes is welcome.
+    isolated: bool,
     readerless_since: Option<Instant>,
     progress: (u32, Instant),
     lost_before: Option<u64>,
@@ -154,6 +156,10 @@ impl Driver {
         let homes = if alone { Vec::new() } else { flights.context.tracker.homes(blob.task()) };
         let core = Task::new(*blob.task(), *blob.geometry(), blob.held(), homes, rand::rng().random(), now);
         flights.context.metrics.active_tasks.inc();
+        let isolated = !alone && flights.context.tracker.is_isolated();
+        if isolated {
+            flights.context.metrics.fallback(FallbackReason::Isolated);
+        }
         Self {
             core,
             progress: (blob.held().count(), now),
@@ -171,6 +177,7 @@ impl Driver {
             origins,
             readers: BTreeMap::new(),
             alone,
+            isolated,
             readerless_since: Some(now),
             lost_before: None,
             last_trouble: "nobody has the blob".to_owned(),
@@ -206,7 +213,10 @@ impl Driver {
                 true = changed(&mut roster) => {
                     self.reconsider_homes();
                 }
-                _ = pulse.tick() => self.feel_pulse(),
+                _ = pulse.tick() => {
+                    self.feel_pulse();
+                    self.reconsider_isolation();
+                }
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}
                 () = tokio::time::sleep_until(wake.into()) => self.core.handle_timeout(Instant::now()),
@@ -300,10 +310,37 @@ impl Driver {
         self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
     }
 
+    /// Goes on with the registry alone while this node isolates itself.
+    fn reconsider_isolation(&mut self) {
+        let isolated = self.context().tracker.is_isolated();
+        if isolated != self.isolated && !self.alone {
+            self.isolated = isolated;
+            if isolated {
+                self.context().metrics.fallback(FallbackReason::Isolated);
+            }
+            self.reconsider_homes();
+        }
+    }
+
+    /// Lets the node know whether others answer it.
+    fn judge(&self, event: &Event) {
+        let tracker = &self.context().tracker;
+        match event {
+            Event::Unreachable(peer) | Event::PieceFailed(peer, _, Some(ErrorKind::Unreachable)) => {
+                tracker.member_failed(*peer)
+            }
+            Event::Session(_) | Event::Connected(_) | Event::Piece(..) => tracker.member_answered(),
+            _ => {}
+        }
+    }
+
     /// Members have come or gone.
     fn reconsider_homes(&mut self) {
         if self.alone {
             return;
+        }
+        if self.isolated {
+            return self.core.handle_homes(Vec::new(), Instant::now());
         }
         let tracker = &self.context().tracker;
         let homes = tracker.homes(self.flight.blob.task());
@@ -327,6 +364,7 @@ impl Driver {
     /// Takes one event in.
     fn apply(&mut self, event: Event) -> Result<(), PullError> {
         let now = Instant::now();
+        self.judge(&event);
         match event {
             Event::Client(origin, named) => {
                 self.origins.offer(*origin, named);

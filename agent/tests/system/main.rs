@@ -22,6 +22,7 @@ mod events;
 mod front;
 mod health;
 mod input;
+mod isolated;
 mod kill;
 mod private;
 mod restart;

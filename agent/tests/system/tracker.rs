@@ -56,7 +56,8 @@ impl Node {
         let gossip = Arc::new(gossip);
         let (home, home_loop) =
             HomeHandle::start(Home::new(node.id(), u64::from(number)), Some((gossip.clone(), transport.clone())));
-        let tracker = || GossipTracker::new(node.id(), home.clone(), Some((transport.clone(), gossip.roster())));
+        let tracker =
+            || GossipTracker::new(node.id(), home.clone(), Some((transport.clone(), gossip.roster())), Arc::default());
         let cache = tempfile::tempdir().unwrap();
         let store = store::Settings {
             dir: cache.path().join("cache"),

@@ -112,6 +112,50 @@ fn runs_of_a_former_home_do_not_keep_new_ones_out() {
     assert_eq!(rig.count(can_fetch), 1, "both runs are over");
 }
 
+/// The shell asks when to wake up after everything that happens, and signs of life happen all the time.
+#[test]
+fn a_lease_is_renewed_whatever_else_happens() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    rig.lease(HOME, 1, run_of(0, 4));
+    let (mut renewals, mut signs) = (Vec::new(), 0);
+    for turn in 1..=50 {
+        let pulse = rig.now + Duration::from_millis(100);
+        // Bytes of the first piece come for two seconds, and then none.
+        if turn <= 20 {
+            rig.task.handle_origin_progress(RunId(1), rig.now);
+        }
+        loop {
+            let wake = rig.task.poll_timeout(rig.now);
+            if wake > pulse {
+                break;
+            }
+            rig.now = wake;
+            rig.task.handle_timeout(wake);
+        }
+        rig.now = pulse;
+        rig.task.handle_alive(node(HOME), pulse);
+        for action in rig.actions() {
+            match action {
+                Action::Report { run: Some(run), request, .. } => {
+                    match request.lease {
+                        Some(_) => renewals.push(turn),
+                        None => signs += 1,
+                    }
+                    rig.reported(HOME, run, LeaseState::Held);
+                }
+                Action::Pull { .. } => {
+                    let wait = PullPieceResponse::Wait { retry_after: link::PULL_INTERVAL_MAX, neighbours: Vec::new() };
+                    rig.task.handle_pulled(node(HOME), wait, rig.now);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(renewals.len() >= 5 && renewals.iter().all(|turn| *turn <= 28), "{renewals:?}");
+    assert!(signs >= 4, "{signs}: it is alive though the registry is silent");
+}
+
 #[test]
 fn homes_that_refuse_are_not_asked_without_a_pause() {
     let mut rig = Rig::new(&[HOME, 1]);

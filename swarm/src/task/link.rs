@@ -41,7 +41,8 @@ pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest.
 pub const PULL_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// A lease is renewed this often while its bytes come; a tenth of the time after which it lapses.
+/// A lease is renewed this often while its bytes come, a tenth of the time after which it lapses; while none come the fetcher
+/// shows that it is alive.
 pub const RENEW: Duration = Duration::from_millis(400);
 
 /// The relation to the homes.
@@ -335,7 +336,7 @@ impl Task {
             return;
         }
         let (run, lease, release) = match renewal {
-            Some(renewal) => (Some(renewal.run), Some(renewal.lease), renewal.release),
+            Some(renewal) => (Some(renewal.run), renewal.lease, renewal.release),
             None => (None, None, false),
         };
         self.link.unreported.sort_unstable();
@@ -379,6 +380,7 @@ impl Task {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Renewal {
     pub(super) run: RunId,
-    pub(super) lease: LeaseId,
+    /// `None` if nothing has come that would renew it.
+    pub(super) lease: Option<LeaseId>,
     pub(super) release: bool,
 }

@@ -73,6 +73,13 @@ struct Run {
     cut: bool,
 }
 
+impl Run {
+    /// How long the registry may be silent.
+    fn patience(&self) -> Duration {
+        if self.begun { LAPSE } else { FIRST_BYTE }
+    }
+}
+
 impl Origin {
     /// Begins a run.
     pub(super) fn start(&mut self, lease: Option<(NodeId, LeaseId)>, pieces: PieceRange, now: Instant) -> Vec<Action> {
@@ -228,13 +235,15 @@ impl Origin {
         // Leases of a former home are moot.
         self.owed.retain(|(to, ..)| *to == home);
         if let Some((_, run, lease)) = self.owed.pop_front() {
-            return Some(Renewal { run, lease, release: true });
+            return Some(Renewal { run, lease: Some(lease), release: true });
         }
         for (run, state) in &mut self.runs {
             let Some((to, lease)) = state.lease else { continue };
             let alive = now.saturating_duration_since(state.alive) < RENEW * 2 || !state.begun;
-            let due = now.saturating_duration_since(state.reported) >= RENEW && alive;
+            let due = now.saturating_duration_since(state.reported) >= RENEW;
             if to == home && (state.fresh || due) {
+                // A registry that pauses costs the lease in time; what still speaks for the fetcher is that it says something.
+                let lease = Some(lease).filter(|_| state.fresh || alive);
                 (state.fresh, state.reported) = (false, now);
                 return Some(Renewal { run: *run, lease, release: false });
             }
@@ -243,9 +252,13 @@ impl Origin {
     }
 
     pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> {
-        let renew = (!self.runs.is_empty()).then(|| now + RENEW / 2);
+        // Both are points in time: one that moved with `now` would never come while something else happens more often.
+        let runs = self.runs.values().flat_map(|run| {
+            let renew = run.lease.map(|_| run.reported + RENEW);
+            [renew, (run.credit > 0).then(|| run.alive + run.patience())]
+        });
         let passed = self.unpassed.values().min().map(|since| *since + self.passed_after());
-        [renew, passed, self.not_before].into_iter().flatten().filter(move |at| *at > now)
+        runs.chain([passed, self.not_before]).flatten().filter(move |at| *at > now)
     }
 
     fn passed_after(&self) -> Duration {
@@ -303,10 +316,7 @@ impl Task {
             .origin
             .runs
             .iter()
-            .filter(|(_, run)| {
-                let patience = if run.begun { LAPSE } else { FIRST_BYTE };
-                run.credit > 0 && now.saturating_duration_since(run.alive) >= patience
-            })
+            .filter(|(_, run)| run.credit > 0 && now.saturating_duration_since(run.alive) >= run.patience())
             .map(|(id, _)| *id)
             .collect();
         for run in dead {

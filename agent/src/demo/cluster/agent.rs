@@ -107,8 +107,10 @@ impl Agent {
         let (out, err) = log.map_err(|source| ClusterError::File { path, source })?;
         let mut command = Command::new(&self.program);
         command.arg("agent").arg("--config").arg(self.config_file());
-        // What the person at the keyboard configured for an agent of his own is not meant for these.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DARTER_")) {
+        // What the person at the keyboard configured for an agent of his own is not meant for these, except how much he
+        // wants to read.
+        let own = |name: &str| name.starts_with("DARTER_") && name != "DARTER_LOG";
+        for (name, _) in std::env::vars_os().filter(|(name, _)| own(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command.stdin(Stdio::null()).stdout(out).stderr(err).kill_on_drop(true);

@@ -51,8 +51,8 @@ impl Driver {
                 let request = ReportPieceRequest { task, lease: None, pieces, release: false };
                 tracker.report_piece(home, request).await.map(|_| home)
             } else {
-                // Fetched from the registry alone: the home does not know this node yet.
-                let Some(home) = tracker.homes(&task).first().copied() else { return };
+                // Fetched from the registry alone: the home does not know this node yet. An isolated node tries as well.
+                let Some(home) = tracker.homes_if_reached(&task).first().copied() else { return };
                 let request = RegisterRequest::new(task, Some(geometry), Some(have));
                 tracker.register(home, request).await.map(|_| home)
             };
