@@ -7,6 +7,7 @@
 //! - `identity` is who a member is, `config` how eagerly members probe and talk, `timers` what is due when.
 //! - `relay` decides which events are believed and passed on.
 //! - `seek` decides when who is asked for what he knows, so that nobody stays alone and the halves of a split meet.
+//! - `compare` finds what two members know differently, so that what SWIM has missed does not stay wrong.
 //! - `rejoin` decides under which epoch a member comes back that was declared dead.
 //!
 //! What a peer says here is believed as far as he holds the cluster's secret: he can disturb, never corrupt. Not here:
@@ -25,6 +26,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::identity::{ClusterKeys, NodeKey, SignedEvent};
 
+mod compare;
 mod config;
 mod identity;
 mod rejoin;
@@ -38,6 +40,7 @@ pub use identity::{Member, Roster};
 pub use relay::EVENT_BYTES_MAX;
 pub use seal::DropReason;
 
+use compare::Comparison;
 use identity::Identity;
 use rejoin::Rejoin;
 use relay::Relay;
@@ -57,6 +60,14 @@ const PUBLISH_BACKLOG_MAX: usize = 1024;
 const TRANSMIT_MAX: usize = 4096;
 /// Known members that are asked, beside the seeds, by one that hears from nobody.
 const ANNOUNCE_TO_KNOWN: usize = 3;
+
+/// The first byte of a plaintext: whose message it is.
+const SWIM: u8 = 0;
+const COMPARISON: u8 = 1;
+/// What a message may have after that byte so that the sealed datagram fits.
+const MESSAGE_BYTES_MAX: usize = seal::PLAINTEXT_BYTES_MAX - 1;
+/// Beside the members themselves: which message it is, and their length.
+const TOLD_OVERHEAD_BYTES: usize = 4;
 
 /// News for the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +247,7 @@ impl Membership {
             Outcome::Deliver(plaintexts) => {
                 let mut result = Ok(());
                 for plaintext in plaintexts {
-                    result = result.and(self.handle_plaintext(&plaintext, now));
+                    result = result.and(self.handle_plaintext(from, &plaintext, now));
                 }
                 result
             }
@@ -249,7 +260,16 @@ impl Membership {
         }
     }
 
-    fn handle_plaintext(&mut self, plaintext: &[u8], now: Instant) -> Result<(), DropReason> {
+    fn handle_plaintext(&mut self, from: SocketAddr, plaintext: &[u8], now: Instant) -> Result<(), DropReason> {
+        let read = match plaintext.split_first() {
+            Some((&SWIM, message)) => self.handle_swim(message, now),
+            Some((&COMPARISON, message)) => self.handle_comparison(from, message, now),
+            _ => None,
+        };
+        read.ok_or(DropReason::Malformed)
+    }
+
+    fn handle_swim(&mut self, plaintext: &[u8], now: Instant) -> Option<()> {
         let congested = self.foca.custom_broadcast_backlog() >= RELAY_BACKLOG_MAX;
         self.congested.store(congested, Ordering::Relaxed);
         let redirected = self.redirect(plaintext);
@@ -257,7 +277,44 @@ impl Membership {
         let read = result.is_ok();
         self.settle(now, result);
         self.defend_address(now);
-        if read { Ok(()) } else { Err(DropReason::Malformed) }
+        read.then_some(())
+    }
+
+    /// Answers a digest, and takes in what was told. Nothing is compared any more by one that leaves.
+    fn handle_comparison(&mut self, from: SocketAddr, message: &[u8], now: Instant) -> Option<()> {
+        let (comparison, []) = postcard::take_from_bytes(message).ok()? else { return None };
+        match comparison {
+            Comparison::Digest { .. } if self.farewells_left.is_some() => {}
+            Comparison::Digest { sums, answer } => {
+                let known = self.known();
+                let bytes = MESSAGE_BYTES_MAX - TOLD_OVERHEAD_BYTES;
+                let differing = compare::differing(&sums, &known, bytes, &mut self.rng)?;
+                let ours = (!answer && !differing.is_empty()).then(|| compare::digest(&known, true));
+                for said in differing.into_iter().chain(ours) {
+                    self.compare(from, &said);
+                }
+            }
+            Comparison::Told(told) => {
+                let members = compare::read(&told)?;
+                let result = self.foca.apply_many(members.into_iter(), false, &mut self.runtime);
+                self.settle(now, result);
+                self.defend_address(now);
+            }
+        }
+        Some(())
+    }
+
+    fn compare(&mut self, to: SocketAddr, said: &Comparison) {
+        match postcard::to_extend(said, vec![COMPARISON]) {
+            Ok(plaintext) => self.send(to, &plaintext),
+            Err(error) => tracing::warn!(%error, "a comparison could not be written"),
+        }
+    }
+
+    /// What is known of all members, dead ones and this one included.
+    fn known(&self) -> Vec<foca::Member<Identity>> {
+        let me = foca::Member::alive(Identity::of(&self.me));
+        self.foca.iter_membership_state().cloned().chain([me]).collect()
     }
 
     /// A newcomer knows a seed by some address, such as a service's or that of the other family, and the seed itself by
@@ -289,8 +346,8 @@ impl Membership {
         if self.farewell_at.is_some_and(|at| at <= now) {
             self.say_farewell(now);
         }
-        if self.farewells_left.is_none() && self.seek.is_due(now) {
-            self.ask_seeds(now);
+        if self.farewells_left.is_none() && self.seek.due().is_some_and(|due| due <= now) {
+            self.seek_others(now);
         }
     }
 
@@ -328,10 +385,10 @@ impl Membership {
             tracing::trace!(%error, "foca");
         }
         while let Some((to, plaintext)) = self.runtime.to_send() {
-            match self.sealer.seal(&plaintext) {
-                Ok(datagram) => self.transmit(foca::Identity::addr(&to), datagram),
-                Err(error) => tracing::warn!(%error, "a datagram could not be sealed"),
-            }
+            let mut message = Vec::with_capacity(1 + plaintext.len());
+            message.push(SWIM);
+            message.extend_from_slice(&plaintext);
+            self.send(foca::Identity::addr(&to), &message);
         }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timers.push(now + after, timer);
@@ -341,6 +398,13 @@ impl Membership {
         }
         while let Ok(event) = self.accepted.try_recv() {
             self.events.push_back(MembershipEvent::Event(event));
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, plaintext: &[u8]) {
+        match self.sealer.seal(plaintext) {
+            Ok(datagram) => self.transmit(to, datagram),
+            Err(error) => tracing::warn!(%error, "a datagram could not be sealed"),
         }
     }
 
@@ -440,9 +504,13 @@ impl Membership {
         }
     }
 
-    fn ask_seeds(&mut self, now: Instant) {
+    fn seek_others(&mut self, now: Instant) {
         let live: BTreeSet<SocketAddr> = self.members.values().map(|member| member.gossip).collect();
-        let mut targets = self.seek.targets(self.joined, &live, now, &mut self.rng);
+        if let Some(partner) = self.seek.partner(&live, now, &mut self.rng) {
+            let digest = compare::digest(&self.known(), false);
+            self.compare(partner, &digest);
+        }
+        let Some(mut targets) = self.seek.targets(self.joined, &live, now, &mut self.rng) else { return };
         if !self.joined {
             targets.extend(seek::pick(live, ANNOUNCE_TO_KNOWN, &mut self.rng));
         }

@@ -218,7 +218,12 @@ impl Stage {
         let piece = self.image.blobs().map(|blob| u64::from(self.geometry(blob).piece_size().bytes())).max().unwrap();
         let forgiven = (fallbacks * piece).max(self.image.blob_bytes() * EXCESS_PERCENT_MAX / 100);
         let repeated: u64 = stats.blobs.values().map(BlobStats::repeated_bytes).sum();
-        assert!(repeated <= forgiven, "{repeated} bytes were sent twice, with {fallbacks} fallbacks\n{:?}\n{}", stats.blobs.values().map(|b| &b.served).collect::<Vec<_>>(), self.logs());
+        assert!(
+            repeated <= forgiven,
+            "{repeated} bytes were sent twice, with {fallbacks} fallbacks\n{:?}\n{}",
+            stats.blobs.values().map(|b| &b.served).collect::<Vec<_>>(),
+            self.logs()
+        );
         assert_eq!(stats.blob_bytes() - repeated, self.image.blob_bytes());
         // What was cut off was sent, and not read.
         let read = self.sum("darter_registry_received_bytes_total").await;

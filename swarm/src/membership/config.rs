@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use foca::{Config, PeriodicParams};
 
-use super::seal::PLAINTEXT_BYTES_MAX;
+use super::MESSAGE_BYTES_MAX;
 
 /// One member is probed per period.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
@@ -22,9 +22,6 @@ const TRANSMISSIONS_MAX: NonZeroU8 = NonZeroU8::new(14).unwrap();
 const SUSPICION: Duration = Duration::from_secs(5);
 /// How long a dead member is remembered, and so announced to. Longer splits heal through discovery.
 const REMEMBER_DOWN: Duration = Duration::from_secs(15 * 60);
-/// Anti-entropy: a live member is asked for its view this often.
-const ANNOUNCE: PeriodicParams =
-    PeriodicParams { frequency: Duration::from_secs(10), num_members: NonZeroUsize::new(1).unwrap() };
 /// Healing: the dead are asked whether they live this often, this many at a time.
 const ANNOUNCE_TO_DOWN: PeriodicParams =
     PeriodicParams { frequency: Duration::from_secs(5), num_members: NonZeroUsize::new(3).unwrap() };
@@ -32,7 +29,7 @@ const ANNOUNCE_TO_DOWN: PeriodicParams =
 const GOSSIP: PeriodicParams =
     PeriodicParams { frequency: Duration::from_millis(200), num_members: NonZeroUsize::new(3).unwrap() };
 /// What foca may put in a packet so that the sealed datagram fits.
-const PACKET_BYTES_MAX: NonZeroUsize = NonZeroUsize::new(PLAINTEXT_BYTES_MAX).unwrap();
+const PACKET_BYTES_MAX: NonZeroUsize = NonZeroUsize::new(MESSAGE_BYTES_MAX).unwrap();
 
 const _: () = assert!(PROBE_RTT.as_millis() * 2 <= PROBE_PERIOD.as_millis());
 const _: () = assert!(SUSPICION.as_millis() >= 20 * GOSSIP.frequency.as_millis());
@@ -50,7 +47,8 @@ pub(super) fn config() -> Config {
         // Without it a split never heals: the dead would announce to the dead and nobody would say so. The needless
         // rejoins that it causes are prevented where timers are handled.
         notify_down_members: true,
-        periodic_announce: Some(ANNOUNCE),
+        // Views are compared instead (`compare`): that finds what differs, where an announcement gets 28 members at random.
+        periodic_announce: None,
         periodic_announce_to_down_members: Some(ANNOUNCE_TO_DOWN),
         periodic_gossip: Some(GOSSIP),
     }
