@@ -2,11 +2,12 @@
 //!
 //! [`wiring`] turns the configuration into the parts' own settings, [`epoch`] keeps a restarted node ahead of its former
 //! self, `acquaintances` lets it find its cluster again, [`telemetry`] sets the log up; [`activation`] takes a listener
-//! from systemd, [`notify`] tells it how the agent is.
+//! from systemd, [`notify`] tells it how the agent is; `inform` tells the homes of blobs what is here of them.
 
 mod acquaintances;
 pub mod activation;
 pub mod epoch;
+mod inform;
 pub mod notify;
 pub mod seams;
 pub mod telemetry;
@@ -21,7 +22,7 @@ use anyhow::Context as _;
 use darter_discovery::Discovery;
 use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
-use darter_tracker::{Bitmap, EventBody, Geometry, NodeId, RegisterRequest, ServiceDownRequest, TaskId, Tracker as _};
+use darter_tracker::{EventBody, ServiceDownRequest, TaskId, Tracker as _};
 use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,29 +59,14 @@ const CUT: Duration = Duration::from_millis(500);
 /// How long uploads may take after that.
 const UPLOAD_DRAIN: Duration = Duration::from_secs(2);
 
-/// Blobs of a former run that are made known again at the start; others are found when somebody asks this node.
-const KNOWN_AGAIN_MAX: usize = 1000;
-
-/// Pause between two of those: a restarted agent is no reason to burden the homes.
-const KNOWN_AGAIN_PAUSE: Duration = Duration::from_millis(5);
-
 /// How long a starting node that has seeds is not ready for want of an answer: the first of a cluster gets none.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long it is not ready while members are coming.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long to wait at the start for the other members to be known before the homes of what is here are told.
-const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The members count as known when none has come or gone for this long: a join is heard of in several datagrams.
-const MEMBERS_SETTLED: Duration = Duration::from_secs(1);
-
 /// Goodbyes to homes on their way at a time; an eviction of many blobs waits for the first of them.
 const GOODBYES_MAX: usize = 32;
-
-/// In quarters: the whole blob.
-const WHOLE: u8 = 4;
 
 /// What runs, in the order of starting.
 struct Running {
@@ -153,7 +139,7 @@ async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow
 
     let (home, home_loop) = {
         let peers = gossip.clone().zip(transport.clone());
-        HomeHandle::start(Home::new(node.id(), rand::rng().random()), peers)
+        HomeHandle::start(Home::new(node.id(), rand::rng().random()), store.clone(), peers)
     };
     let for_tracker = transport.clone().zip(gossip.as_ref().map(|gossip| gossip.roster()));
     let tracker = Arc::new(GossipTracker::new(node.id(), home.clone(), for_tracker, metrics.clone()));
@@ -265,7 +251,7 @@ async fn become_ready(
         }
         readiness.set();
         if let Some(gossip) = gossip {
-            inform_homes(&gossip, &tracker, &store, &flights).await;
+            inform::Informer { gossip, tracker, store, flights }.run().await;
         }
     };
     tokio::select! {
@@ -274,72 +260,12 @@ async fn become_ready(
     }
 }
 
-/// Tells homes what a former run has left, and whenever members have come what is here of the blobs that they are home
-/// of now: they were not there when it was said, and would have it fetched from the registry again. After an isolation they
-/// are told everything once more; that nobody hears it is also how a node finds out that it is still cut off.
-async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, flights: &Flights) {
-    let mut roster = gossip.roster();
-    members_known(roster.clone()).await;
-    let mut told = BTreeSet::new();
-    loop {
-        let over = std::pin::pin!(tracker.isolation_over());
-        let members: BTreeSet<NodeId> = roster.borrow_and_update().members.keys().copied().collect();
-        let first = told.is_empty();
-        let new: BTreeSet<NodeId> = members.difference(&told).copied().collect();
-        told = members;
-        if first || !new.is_empty() {
-            for (task, geometry, have) in store.tasks().into_iter().take(KNOWN_AGAIN_MAX) {
-                let Some(home) = tracker.homes(&task).first().copied() else { continue };
-                // A pull that has begun has said so itself, and keeps its home.
-                if (first || new.contains(&home)) && !flights.active().contains(&task) {
-                    make_known(gossip, tracker, home, (task, geometry, have)).await;
-                    tokio::time::sleep(KNOWN_AGAIN_PAUSE).await;
-                }
-            }
-        }
-        tokio::select! {
-            changed = roster.changed() => if changed.is_err() { return },
-            // What was fetched meanwhile nobody knows of.
-            () = over => told.clear(),
-        }
-    }
-}
-
-/// Tells a home what is here of a blob, and the whole cluster if the home says so.
-async fn make_known(gossip: &Gossip, tracker: &GossipTracker, home: NodeId, held: (TaskId, Geometry, Bitmap)) {
-    let (task, geometry, have) = held;
-    let quarters = (u64::from(have.count()) * u64::from(WHOLE) / u64::from(geometry.pieces())) as u8;
-    let request = RegisterRequest::new(task, Some(geometry), Some(have));
-    match tracker.register(home, request).await {
-        Ok(response) if response.advertise && response.geometry == Some(geometry) => {
-            gossip.publish(EventBody::Length { task, geometry });
-            // None is no quarter: it is a start.
-            gossip.publish(match quarters {
-                0 => EventBody::Start { task },
-                quarters => EventBody::Progress { task, quarters },
-            });
-        }
-        Ok(_) => {}
-        Err(error) => tracing::debug!(%task, %home, %error, "a home could not be told what is here"),
-    }
-}
-
 /// Waits until a node that has somebody to ask knows the others, and they know it: before that it would fetch what they have.
 async fn joined(mut roster: watch::Receiver<Arc<Roster>>) {
     let answered = roster.wait_for(|roster| !roster.members.is_empty());
     if tokio::time::timeout(ANSWER_PATIENCE, answered).await.is_ok() {
-        let _ = tokio::time::timeout(JOIN_PATIENCE, members_known(roster.clone())).await;
+        let _ = tokio::time::timeout(JOIN_PATIENCE, inform::members_known(roster.clone())).await;
     }
-}
-
-/// Waits until the other members are known, or are likely not to exist: before that this node is everything's home.
-async fn members_known(mut roster: watch::Receiver<Arc<Roster>>) {
-    let settled = async {
-        // Gossip that has ended will not know more.
-        let _ = roster.wait_for(|roster| !roster.members.is_empty()).await;
-        while let Ok(Ok(())) = tokio::time::timeout(MEMBERS_SETTLED, roster.changed()).await {}
-    };
-    let _ = tokio::time::timeout(MEMBERS_PATIENCE, settled).await;
 }
 
 /// Keeps the cache within its bounds and tells the cluster what is gone.

@@ -152,11 +152,8 @@ impl Home {
         }
     }
 
-    /// Adds what gossip knows: `node` holds all of `task`. It is how a new home learns of an image pulled long ago.
+    /// Adds what gossip or this node's own store knows: `node` holds all of `task`. It is how a new home learns of an image pulled long ago.
     pub fn learn_holder(&mut self, task: TaskId, geometry: Geometry, node: NodeId, now: Instant) {
-        if node == self.me {
-            return;
-        }
         if !self.tasks.contains_key(&task) {
             self.make_room(now);
         }

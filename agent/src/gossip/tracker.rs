@@ -21,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 use super::{Gossip, Roster};
 use crate::admin::metrics::Metrics;
 use crate::net::{Peer, Transport};
+use crate::store::{Outcome, Store};
 
 /// A call to a member from which nothing comes for this long has failed; the downloader has turned to the next home by then.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -41,6 +42,10 @@ const CALLS_MAX: usize = 1024;
 /// How often the transport is asked whether this home's fetchers are alive.
 const PULSE: Duration = Duration::from_millis(100);
 
+/// After a member was lost, a home that is asked for a task that nobody is known to hold asks everybody for this long: as long
+/// as gossip remembers the dead. In a cluster that loses nobody, a new image costs no such question.
+const RECOVERING: Duration = Duration::from_secs(15 * 60);
+
 /// The members in rank that a downloader tries: the home and its stand-bys. The design has two of those (D3); where three
 /// of ten nodes freeze at the same moment, all of them do once in a hundred times, and everybody fetches alone.
 pub(super) const HOMES: usize = 5;
@@ -58,11 +63,11 @@ pub struct HomeHandle {
 }
 
 impl HomeHandle {
-    /// Starts the loop that owns `home`. It ends when every handle is gone or it is aborted.
+    /// Starts the loop that owns `home`, which knows what is in `store`. It ends when every handle is gone or it is aborted.
     #[must_use]
-    pub fn start(home: Home, peers: Option<(Arc<Gossip>, Transport)>) -> (Self, JoinHandle<()>) {
+    pub fn start(home: Home, store: Arc<Store>, peers: Option<(Arc<Gossip>, Transport)>) -> (Self, JoinHandle<()>) {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
-        (Self { calls: sender }, tokio::spawn(run_home(home, peers, calls)))
+        (Self { calls: sender }, tokio::spawn(run_home(home, store, peers, calls)))
     }
 
     /// Answers a call of `from`.
@@ -76,11 +81,17 @@ impl HomeHandle {
     }
 }
 
-async fn run_home(mut home: Home, peers: Option<(Arc<Gossip>, Transport)>, mut calls: mpsc::Receiver<HomeCall>) {
+async fn run_home(
+    mut home: Home,
+    store: Arc<Store>,
+    peers: Option<(Arc<Gossip>, Transport)>,
+    mut calls: mpsc::Receiver<HomeCall>,
+) {
     let (gossip, transport) = peers.unzip();
     let mut pulse = tokio::time::interval(PULSE);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut received = BTreeMap::new();
+    let mut lost = None;
     let mut events = gossip.as_ref().map(|gossip| gossip.events());
     let mut roster = gossip.as_ref().map(|gossip| gossip.roster());
     loop {
@@ -88,13 +99,19 @@ async fn run_home(mut home: Home, peers: Option<(Arc<Gossip>, Transport)>, mut c
             call = calls.recv() => match call {
                 Some(HomeCall { from, call, reply }) => {
                     // A caller that has given up is no error.
-                    let _ = reply.send(answer(&mut home, gossip.as_deref(), from, call, Instant::now()));
+                    let _ = reply.send({
+                        let knowledge = Knowledge { store: &store, gossip: gossip.as_deref(), lost };
+                        answer(&mut home, &knowledge, from, call, Instant::now())
+                    });
                 }
                 None => return,
             },
             Some(event) = next_event(&mut events) => {
                 match event {
-                    MembershipEvent::Down(node) => home.member_down(node),
+                    MembershipEvent::Down(node) => {
+                        lost = Some(Instant::now());
+                        home.member_down(node);
+                    }
                     // Whoever has thrown a blob out is nobody's source any more.
                     MembershipEvent::Event(signed) => {
                         if let EventBody::Remove { task } = signed.event.body {
@@ -149,10 +166,10 @@ async fn roster_change(roster: &mut Option<watch::Receiver<Arc<Roster>>>) -> Opt
     Some(receiver.borrow_and_update().members.len() + 1)
 }
 
-fn answer(home: &mut Home, gossip: Option<&Gossip>, from: NodeId, call: Call, now: Instant) -> Reply {
+fn answer(home: &mut Home, knowledge: &Knowledge<'_>, from: NodeId, call: Call, now: Instant) -> Reply {
     let result = match call {
         Call::Register(request) => {
-            learn(home, gossip, &request, now);
+            knowledge.teach(home, &request, now);
             home.register(from, request, now).map(Reply::Registered)
         }
         Call::PullPiece(request) => home.pull_piece(from, &request, now).map(Reply::Pulled),
@@ -166,16 +183,43 @@ fn answer(home: &mut Home, gossip: Option<&Gossip>, from: NodeId, call: Call, no
     result.unwrap_or_else(Reply::Failed)
 }
 
-/// Tells a home that does not know a task yet what gossip knows of it.
-fn learn(home: &mut Home, gossip: Option<&Gossip>, request: &RegisterRequest, now: Instant) {
-    /// In quarters: the whole blob, verified.
-    const WHOLE: u8 = 4;
-    let Some(gossip) = gossip.filter(|_| !home.knows(&request.task)) else { return };
-    let Some(geometry) = gossip.geometry(&request.task).or(request.geometry) else { return };
-    for (node, quarters) in gossip.holders(&request.task) {
-        match quarters {
-            WHOLE => home.learn_holder(request.task, geometry, node, now),
-            _ => home.learn_downloader(request.task, geometry, node, now),
+/// What a home may learn from when it is asked for a task that it does not know.
+struct Knowledge<'a> {
+    store: &'a Store,
+    gossip: Option<&'a Gossip>,
+    /// When the last member died or left.
+    lost: Option<Instant>,
+}
+
+impl Knowledge<'_> {
+    /// Tells a home that does not know a task yet who holds it: this node itself, or whom gossip knows. If that is nobody, and
+    /// the home that knew may be one of those who died lately, everybody is asked.
+    fn teach(&self, home: &mut Home, request: &RegisterRequest, now: Instant) {
+        /// In quarters: the whole blob, verified.
+        const WHOLE: u8 = 4;
+        if home.knows(&request.task) {
+            return;
+        }
+        let task = request.task;
+        let own = self.store.find(&task).filter(|blob| blob.state().borrow().outcome == Outcome::Complete);
+        if let Some(own) = &own {
+            home.learn_holder(task, *own.geometry(), home.me(), now);
+        }
+        let Some(gossip) = self.gossip else { return };
+        let holders = gossip.holders(&task);
+        if let Some(geometry) = gossip.geometry(&task).or(request.geometry) {
+            let me = home.me();
+            for (node, quarters) in holders.iter().filter(|(node, _)| *node != me) {
+                match *quarters {
+                    WHOLE => home.learn_holder(task, geometry, *node, now),
+                    _ => home.learn_downloader(task, geometry, *node, now),
+                }
+            }
+        }
+        let recovering = self.lost.is_some_and(|lost| now.saturating_duration_since(lost) < RECOVERING);
+        if own.is_none() && holders.is_empty() && recovering {
+            tracing::debug!(%task, "everybody is asked who holds it");
+            gossip.publish(EventBody::Recover { task: Some(task) });
         }
     }
 }

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 
+use darter_agent::demo::registry::{self, Stats};
+use darter_swarm::home::swarm::ADVERTISERS;
 use http::StatusCode;
 use serde_json::json;
 
-use crate::stage::{MIB, Plan, Stage, admin};
+use crate::stage::{MIB, Plan, Stage, admin, log, metric};
 use crate::wait;
 use crate::wire;
 
 /// What one agent knows of others: quarters per blob and address where it is served.
-type Holdings = BTreeMap<String, BTreeMap<SocketAddr, u8>>;
+pub(crate) type Holdings = BTreeMap<String, BTreeMap<SocketAddr, u8>>;
 
 /// In quarters: all of it.
-const WHOLE: u8 = 4;
+pub(crate) const WHOLE: u8 = 4;
 
 /// Rows 11 and 13: a member that did not ask for a blob hears that another has it, and that it has thrown it out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,7 +67,38 @@ async fn everybody_names_the_same_homes(stage: &Stage, digest: &str) {
 }
 
 /// What the second agent knows from gossip.
-async fn holdings(stage: &Stage) -> Holdings {
+pub(crate) async fn holdings(stage: &Stage) -> Holdings {
     let (_, json) = admin(stage.agent(1), "/api/v1/holdings").await.unwrap_or_default();
     serde_json::from_str(&json).unwrap_or_default()
+}
+
+/// A home may come to its office when everybody who was announced as a holder is gone, and the one that knew the others as
+/// well: then it asks everybody (Recover), and who holds the blob in silence steps forward.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_nobody_announced_is_found_when_the_others_are_gone() {
+    let registry = registry::Options { blob_rate: NonZeroU64::new(2 * MIB), ..registry::Options::default() };
+    let layers = (0..8).map(|at| 4 * MIB + at).collect();
+    let mut stage = Stage::start(Plan { agents: ADVERTISERS + 2, layers, registry, ..Plan::default() }).await;
+    let (announced, silent, newcomer) = (0..ADVERTISERS, ADVERTISERS, ADVERTISERS + 1);
+    stage.pull(announced.clone()).await;
+    stage.settled().await;
+    stage.pull([silent]).await;
+    stage.settled().await;
+    for at in announced {
+        stage.cluster.agent_mut(at).unwrap().kill().await;
+    }
+    for at in [silent, newcomer] {
+        wait::until("the dead are known", async || metric(stage.agent(at), "darter_members").await == 2).await;
+    }
+    let before = stage.registry.stats();
+    // Each of the two is the home of some of the layers.
+    stage.pull([newcomer]).await;
+    let after = stage.settled().await;
+    for layer in stage.image.layers() {
+        let sent = |stats: &Stats| stats.blobs[&layer.digest()].body_bytes;
+        let sent = sent(&after) - sent(&before);
+        assert!(sent <= layer.length() / 2, "{sent} bytes of {}\n{}", layer.length(), log(stage.agent(newcomer)));
+    }
+    assert!(log(stage.agent(silent)).contains("the blob is complete"));
+    stage.stop().await;
 }

@@ -4,6 +4,7 @@ use darter_agent::demo::image::Blob;
 use http::{HeaderMap, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::events::{WHOLE, holdings};
 use crate::stage::{MIB, Plan, Stage, log, metric, samples};
 use crate::wait;
 
@@ -49,6 +50,20 @@ async fn a_node_that_reaches_nobody_asks_the_registry_alone() {
     stage.ready().await;
     // It tries again by itself.
     wait::until("a member answers", async || log(stage.agent(node)).contains("no longer isolated")).await;
+    // The homes hear what it has fetched meanwhile, so nobody fetches it a second time.
+    let holder = stage.agent(node).addresses().peer;
+    wait::until("others hear what it has", async || {
+        let known = holdings(&stage).await;
+        let holders = |blob: &Blob| known.get(&blob.digest().to_string()).cloned().unwrap_or_default();
+        stage.image.layers().iter().all(|blob| holders(blob).get(&holder) == Some(&WHOLE))
+    })
+    .await;
+    stage.settled().await;
+    stage.pull(others).await;
+    let stats = stage.settled().await;
+    for blob in stage.image.layers() {
+        assert_eq!(stats.blobs[&blob.digest()].body_bytes, blob.length(), "{}", stage.logs());
+    }
     stage.stop().await;
 }
 

@@ -54,10 +54,6 @@ impl Node {
         let (sender, seeds) = watch::channel(seeds);
         let gossip = Gossip::start(&settings, keys.clone(), node.clone(), seeds, metrics.clone()).unwrap();
         let gossip = Arc::new(gossip);
-        let (home, home_loop) =
-            HomeHandle::start(Home::new(node.id(), u64::from(number)), Some((gossip.clone(), transport.clone())));
-        let tracker =
-            || GossipTracker::new(node.id(), home.clone(), Some((transport.clone(), gossip.roster())), Arc::default());
         let cache = tempfile::tempdir().unwrap();
         let store = store::Settings {
             dir: cache.path().join("cache"),
@@ -67,6 +63,13 @@ impl Node {
             verify_before_stream: false,
         };
         let store = Store::open(store, metrics.clone()).unwrap();
+        let (home, home_loop) = HomeHandle::start(
+            Home::new(node.id(), u64::from(number)),
+            store.clone(),
+            Some((gossip.clone(), transport.clone())),
+        );
+        let tracker =
+            || GossipTracker::new(node.id(), home.clone(), Some((transport.clone(), gossip.roster())), Arc::default());
         let upstream = darter_agent::source::registry::Settings {
             policies: [].into(),
             own_ports: Vec::new(),

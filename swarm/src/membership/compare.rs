@@ -144,7 +144,8 @@ mod tests {
     const BYTES: usize = MESSAGE_BYTES_MAX - TOLD_OVERHEAD_BYTES;
 
     fn identity(rng: &mut StdRng) -> Identity {
-        let gossip = SocketAddr::from((rng.random::<[u8; 4]>(), 8002));
+        let [b, c, d] = rng.random();
+        let gossip = SocketAddr::from(([10, b, c, d], 8002));
         let id = NodeId::from_bytes(rng.random());
         Identity::of(&Member { id, gossip, peer: gossip, epoch: rng.random(), role: Role::Node, zone: 0 })
     }
