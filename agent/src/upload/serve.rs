@@ -9,6 +9,7 @@ use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
 use darter_tracker::{NodeId, PieceIndex, TaskId};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::metrics::Metrics;
@@ -29,6 +30,13 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a peer that waits for its turn is told so: well below the time after which it takes this node for silent.
 const QUEUED_EVERY: Duration = Duration::from_millis(100);
+
+/// A peer from which nothing has come for this long, not even acknowledgements, takes no bytes: its upload goes on, and others
+/// get its slot. Two that die would else keep everybody else from what only this node has until their connections end.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// How often that is looked at.
+const PULSE: Duration = Duration::from_millis(100);
 
 /// A session with a finished holder is kept no longer than this without a word: it says nothing new anyway.
 const SESSION_IDLE: Duration = Duration::from_secs(30);
@@ -92,10 +100,10 @@ impl Uploader {
                 () = stopping.cancelled() => break,
                 incoming = transport.accept() => {
                     let Some(incoming) = incoming else { break };
-                    let uploader = self.clone();
+                    let (uploader, transport) = (self.clone(), transport.clone());
                     streams.spawn(async move {
                         let (peer, remote) = (incoming.peer, incoming.remote);
-                        if let Err(error) = uploader.serve(incoming).await {
+                        if let Err(error) = uploader.serve(incoming, &transport).await {
                             tracing::debug!(%peer, %remote, %error, "a peer's stream broke off");
                         }
                         drop(permit);
@@ -111,7 +119,7 @@ impl Uploader {
         streams.shutdown().await;
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming) -> Result<(), NetError> {
+    async fn serve(self: Arc<Self>, incoming: Incoming, transport: &Transport) -> Result<(), NetError> {
         let Incoming { peer, mut stream, .. } = incoming;
         let Ok(open) = tokio::time::timeout(OPEN_TIMEOUT, stream.receive::<Open>()).await else { return Ok(()) };
         match open? {
@@ -124,7 +132,7 @@ impl Uploader {
             }
             Some(Open::Session(offer)) => self.session(peer, offer, stream).await,
             Some(Open::Piece { task, piece }) => {
-                let upload = self.clone().piece(peer, task, piece, stream);
+                let upload = self.clone().piece(peer, task, piece, stream, transport);
                 // A timeout drops the stream, which tells the other side.
                 tokio::time::timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(Ok(()))
             }
@@ -164,8 +172,9 @@ impl Uploader {
         task: TaskId,
         piece: PieceIndex,
         mut stream: Stream,
+        transport: &Transport,
     ) -> Result<(), NetError> {
-        let Some(_slot) = self.slot(peer, task, &mut stream).await? else {
+        let Some(slot) = self.slot(peer, task, &mut stream).await? else {
             stream.send(&PieceReply::Busy).await?;
             stream.finish();
             return Ok(());
@@ -182,10 +191,13 @@ impl Uploader {
             return Ok(());
         };
         let length = bytes.len() as u32;
-        stream.send(&PieceReply::Piece { proof, length }).await?;
-        stream.send_bytes(bytes).await?;
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
-        stream.deliver().await?;
+        let sending = async {
+            stream.send(&PieceReply::Piece { proof, length }).await?;
+            stream.send_bytes(bytes).await?;
+            stream.deliver().await
+        };
+        hold_while_alive(slot, || transport.received(peer), sending).await?;
         self.metrics.peer_sent_bytes.inc_by(u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())
@@ -227,8 +239,54 @@ impl Uploader {
     }
 }
 
+/// Carries an upload through, and gives its slot up as soon as the peer is silent. `received` counts what comes from it.
+async fn hold_while_alive<S, T>(slot: S, received: impl Fn() -> u64, sending: impl Future<Output = T>) -> T {
+    let mut sending = std::pin::pin!(sending);
+    let mut slot = Some(slot);
+    let (mut before, mut heard) = (received(), Instant::now());
+    loop {
+        if let Ok(sent) = tokio::time::timeout(PULSE, &mut sending).await {
+            return sent;
+        }
+        let packets = received();
+        if packets > before {
+            (before, heard) = (packets, Instant::now());
+        } else if heard.elapsed() >= SILENCE {
+            slot.take();
+        }
+    }
+}
+
 impl std::fmt::Debug for Uploader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Uploader").field("active", &self.desk(|desk| desk.uploads.active())).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_loses_its_slot_and_not_its_upload() {
+        let slot = Arc::new(());
+        let packets = Cell::new(0);
+        let begin = Instant::now();
+        let sending = tokio::time::sleep(Duration::from_secs(5));
+        let upload = hold_while_alive(slot.clone(), || packets.get(), sending);
+        let watch = async {
+            // Alive for two seconds, then silent.
+            while begin.elapsed() < Duration::from_secs(2) {
+                packets.set(packets.get() + 1);
+                assert_eq!(Arc::strong_count(&slot), 2, "the slot is held");
+                tokio::time::sleep(PULSE).await;
+            }
+            tokio::time::sleep(SILENCE + 2 * PULSE).await;
+            assert_eq!(Arc::strong_count(&slot), 1, "others have the slot");
+        };
+        tokio::join!(upload, watch);
+        assert_eq!(begin.elapsed().as_secs(), 5, "what was being sent was carried through");
     }
 }
