@@ -1,12 +1,13 @@
 //! What bad input gets: every problem at once, with its place, exit code 2, and nothing started.
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
 use darter_agent::demo::authority::Authority;
+use darter_agent::demo::cluster::Subnet;
 use tempfile::TempDir;
 
 use crate::stage::program;
@@ -17,6 +18,9 @@ const REFUSAL_MAX: Duration = Duration::from_secs(20);
 /// Lines of a configuration that is good, in their order.
 struct Setting {
     directory: TempDir,
+    /// An address that nothing else of this machine uses: on that of everybody's clients a port that was free a moment ago is
+    /// taken by the next connection.
+    subnet: Subnet,
     lines: Vec<String>,
     ports: [u16; 4],
 }
@@ -32,18 +36,20 @@ impl Setting {
         let secret = base64::engine::general_purpose::STANDARD.encode([7; 32]) + "\n";
         let (secret_file, cache) = (directory.path().join("secret"), directory.path().join("cache"));
         write(&secret_file, &secret, 0o600);
-        let ports = free_ports();
+        let subnet = Subnet::claim().unwrap();
+        let host = subnet.registry();
+        let ports = free_ports(host);
         let [proxy, peer, gossip, admin] = ports;
         let lines = vec![
-            "node: {name: a, cluster: c, advertise: 127.0.0.1}".to_owned(),
+            format!("node: {{name: a, cluster: c, advertise: {host}}}"),
             format!("secret_file: {}", secret_file.display()),
-            format!("proxy: {{listen: \"127.0.0.1:{proxy}\"}}"),
-            format!("peer: {{listen: \"127.0.0.1:{peer}\"}}"),
-            format!("gossip: {{listen: \"127.0.0.1:{gossip}\"}}"),
-            format!("admin: {{listen: \"127.0.0.1:{admin}\"}}"),
+            format!("proxy: {{listen: \"{host}:{proxy}\"}}"),
+            format!("peer: {{listen: \"{host}:{peer}\"}}"),
+            format!("gossip: {{listen: \"{host}:{gossip}\"}}"),
+            format!("admin: {{listen: \"{host}:{admin}\"}}"),
             format!("cache: {{dir: {}}}", cache.display()),
         ];
-        Self { directory, lines, ports }
+        Self { directory, subnet, lines, ports }
     }
 
     /// Replaces the line that starts with the same key, or adds one. Returns its number, from 1.
@@ -83,14 +89,14 @@ impl Setting {
     /// The addresses that nothing else holds can be bound, so nobody listens there.
     fn all_free(&self) {
         for port in self.ports {
-            assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "port {port} over TCP");
-            assert!(UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "port {port} over UDP");
+            assert!(TcpListener::bind((self.subnet.registry(), port)).is_ok(), "port {port} over TCP");
+            assert!(UdpSocket::bind((self.subnet.registry(), port)).is_ok(), "port {port} over UDP");
         }
     }
 }
 
-fn free_ports() -> [u16; 4] {
-    let sockets = [(); 4].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+fn free_ports(host: IpAddr) -> [u16; 4] {
+    let sockets = [(); 4].map(|()| TcpListener::bind((host, 0)).unwrap());
     sockets.map(|socket| socket.local_addr().unwrap().port())
 }
 
@@ -170,9 +176,9 @@ async fn all_mistakes_are_told_at_once() {
 async fn an_address_that_is_taken_starts_nothing() {
     let setting = Setting::new();
     let [proxy, _, gossip, admin] = setting.ports;
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, proxy)).unwrap();
-    let also = UdpSocket::bind((Ipv4Addr::LOCALHOST, gossip)).unwrap();
-    let and = TcpListener::bind((Ipv4Addr::LOCALHOST, admin)).unwrap();
+    let taken = TcpListener::bind((setting.subnet.registry(), proxy)).unwrap();
+    let also = UdpSocket::bind((setting.subnet.registry(), gossip)).unwrap();
+    let and = TcpListener::bind((setting.subnet.registry(), admin)).unwrap();
     let refused = setting.refused().await;
     assert_eq!(refused.code, Some(2), "{:#?}", refused.lines);
     for (line, begins) in
