@@ -95,6 +95,8 @@ pub struct Metrics {
     pub fallbacks: Family<FallbackLabel, Counter<u64, AtomicU64>>,
     /// Live members, this one included.
     pub members: Gauge<i64, AtomicI64>,
+    /// Members that this one took out of its list: declared dead, gone by themselves, or replaced by a new process.
+    pub members_lost: Counter<u64, AtomicU64>,
     /// Addresses that discovery has found.
     pub seeds: Gauge<i64, AtomicI64>,
     /// Pulls in progress.
@@ -174,6 +176,11 @@ impl Metrics {
         registry.register("pieces", "Pieces stored, by source", self.pieces.clone());
         registry.register("fallbacks", "Fallbacks to the registry, by reason", self.fallbacks.clone());
         registry.register("members", "Live members, this one included", self.members.clone());
+        registry.register(
+            "members_lost",
+            "Members that were declared dead, left, or were replaced by a new process",
+            self.members_lost.clone(),
+        );
         registry.register("seeds", "Addresses that discovery has found", self.seeds.clone());
         registry.register("active_tasks", "Pulls in progress", self.active_tasks.clone());
         registry.register("evictions", "Blobs thrown out of the cache", self.evictions.clone());
