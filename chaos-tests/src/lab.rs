@@ -19,6 +19,8 @@ pub mod docker;
 pub mod origin;
 pub mod registry;
 pub mod skopeo;
+pub mod systemd;
+pub mod watch;
 
 pub mod image;
 pub mod oracle;

@@ -99,6 +99,8 @@ pub struct Metrics {
     pub members: Gauge<i64, AtomicI64>,
     /// Times that this node failed with everybody it asked, and turned to the registry alone.
     pub isolations: Counter<u64, AtomicU64>,
+    /// Members that this one took out of its list: declared dead, gone by themselves, or replaced by a new process.
+    pub members_lost: Counter<u64, AtomicU64>,
     /// Addresses that discovery has found.
     pub seeds: Gauge<i64, AtomicI64>,
     /// Pulls in progress.
@@ -182,6 +184,11 @@ impl Metrics {
             "isolations",
             "Times that this node failed with everybody and turned to the registry alone",
             self.isolations.clone(),
+        );
+        registry.register(
+            "members_lost",
+            "Members that were declared dead, left, or were replaced by a new process",
+            self.members_lost.clone(),
         );
         registry.register("seeds", "Addresses that discovery has found", self.seeds.clone());
         registry.register("active_tasks", "Pulls in progress", self.active_tasks.clone());

@@ -211,6 +211,7 @@ impl Driver {
             }
             MembershipEvent::Down(node) => {
                 holdings.member_down(*node);
+                self.parts.metrics.members_lost.inc();
                 tracing::debug!(member = %node, "a member is down");
             }
             MembershipEvent::Event(signed) => {

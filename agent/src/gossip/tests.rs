@@ -65,7 +65,7 @@ async fn five_nodes_meet_talk_and_part() {
             view == all
         })
         .await;
-        assert_eq!(node.metrics.members.get(), 5);
+        assert_eq!((node.metrics.members.get(), node.metrics.members_lost.get()), (5, 0));
     }
     let peer = nodes[0].gossip.roster().borrow().members[&nodes[3].id].peer;
     assert_eq!(peer, "127.0.0.1:1004".parse().unwrap());
@@ -88,7 +88,7 @@ async fn five_nodes_meet_talk_and_part() {
     for node in &nodes {
         until(node, "departure", |roster| !roster.members.contains_key(&leaver.id)).await;
         assert_eq!(node.gossip.holders(&task), []);
-        assert_eq!(node.metrics.members.get(), 4);
+        assert_eq!((node.metrics.members.get(), node.metrics.members_lost.get()), (4, 1));
     }
 }
 

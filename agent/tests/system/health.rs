@@ -35,7 +35,7 @@ async fn the_admin_port_tells_what_operators_ask() {
             build.len() == 1 && build[0].contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"")),
             "{build:?}"
         );
-        assert_eq!(samples["darter_members"], 2);
+        assert_eq!((samples["darter_members"], samples["darter_members_lost_total"]), (2, 0));
         assert_eq!(samples["darter_client_sent_bytes_total"], whole);
         let bytes = samples["darter_registry_received_bytes_total"] + samples["darter_peer_received_bytes_total"];
         assert!(bytes >= whole, "{samples:?}");

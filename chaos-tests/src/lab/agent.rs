@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -28,7 +28,7 @@ pub const PEER_PORTS: [u16; 2] = [15001, 8002];
 pub const GOSSIP_PORT: u16 = 8002;
 
 /// The admin port.
-const ADMIN: &str = "http://127.0.0.1:15003";
+pub const ADMIN_PORT: u16 = 15003;
 
 /// How long an agent may take to become ready: discovery's first round may fail for 3 s, and the machine be busy.
 const READY_DEADLINE: Duration = Duration::from_secs(40);
@@ -125,6 +125,13 @@ impl Agent {
     /// Makes a hijack authority and a config file for `host`, starts the agent, and waits until it is ready. Keys of
     /// `extra` go on top of what every agent of the lab has.
     pub async fn start(world: &World, host: &Host, remote: Remote<'_>, extra: &Value) -> Result<Self> {
+        let mut agent = Self::install(world, host, remote, extra).await?;
+        agent.resume().await?;
+        Ok(agent)
+    }
+
+    /// [`Agent::start`] without starting it.
+    pub async fn install(world: &World, host: &Host, remote: Remote<'_>, extra: &Value) -> Result<Self> {
         let dir = world.directory(&format!("{}-agent", host.name))?;
         let darter = world.darter().to_owned();
         Run::new(&darter).args(["gen-ca", "--hosts", remote.name, "--out"]).arg(&dir).output().await?;
@@ -146,13 +153,22 @@ impl Agent {
         fs::write(&file, config.to_string())?;
         let log = world.log(&format!("{}-agent", host.name));
         let registry = remote.name.to_owned();
-        let mut agent = Self { host: host.clone(), darter, dir, registry, config: file, log, daemon: None };
-        agent.resume().await?;
-        Ok(agent)
+        Ok(Self { host: host.clone(), darter, dir, registry, config: file, log, daemon: None })
     }
 
-    /// Starts it again on the same config and cache, and waits until it is ready.
+    /// Starts it, again on the same config and cache, and waits until it is ready.
     pub async fn resume(&mut self) -> Result<()> {
+        self.launch()?;
+        let ready = || async { self.admin("/readyz").output().await.is_ok() };
+        let result = wait_for(&format!("the agent on {}", self.host.name), READY_DEADLINE, ready).await;
+        if let Some(daemon) = &mut self.daemon {
+            daemon.check()?;
+        }
+        result
+    }
+
+    /// Starts its process and waits for nothing.
+    pub fn launch(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "{} runs already", self.host.name);
         let run = self.host.run(self.darter.to_str().context("the path of darter is not UTF-8")?);
         let run = run
@@ -160,12 +176,7 @@ impl Agent {
             .arg(&self.config)
             .env("DARTER_LOG", std::env::var("DARTER_LOG").as_deref().unwrap_or(LOG_LEVEL));
         self.daemon = Some(Daemon::start(&format!("{}-agent", self.host.name), run, &self.log)?);
-        let ready = || async { self.admin("/readyz").output().await.is_ok() };
-        let result = wait_for(&format!("the agent on {}", self.host.name), READY_DEADLINE, ready).await;
-        if let Some(daemon) = &mut self.daemon {
-            daemon.check()?;
-        }
-        result
+        Ok(())
     }
 
     /// SIGKILL: no leave, no drain.
@@ -188,6 +199,19 @@ impl Agent {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.daemon.is_some()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(self.daemon.as_ref().context("the agent does not run")?.pid())
+    }
+
+    /// Whether its gossip socket is open.
+    pub fn gossips(&self) -> Result<bool> {
+        // The sockets of the process's network namespace, which is the host's.
+        let sockets = fs::read_to_string(format!("/proc/{}/net/udp", self.pid()?.as_raw_nonzero()))?;
+        let port = format!(":{GOSSIP_PORT:04X}");
+        Ok(sockets.lines().filter_map(|line| line.split_whitespace().nth(1)).any(|local| local.ends_with(&port)))
     }
 
     /// How a client on this host goes through the agent.
@@ -242,7 +266,13 @@ impl Agent {
     }
 
     fn admin(&self, path: &str) -> Run {
-        self.host.run("curl").args(["-sS", "--fail", "--max-time", "5", &format!("{ADMIN}{path}")])
+        self.host.run("curl").args([
+            "-sS",
+            "--fail",
+            "--max-time",
+            "5",
+            &format!("http://127.0.0.1:{ADMIN_PORT}{path}"),
+        ])
     }
 }
 

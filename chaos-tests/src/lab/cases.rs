@@ -6,13 +6,16 @@ mod crowd;
 mod cut_off;
 mod direct;
 mod dns;
+mod fifty;
 mod freeze;
 mod killed;
 mod leases;
 mod loss;
+mod lossy;
 mod pulls;
 mod restart;
 mod rolling;
+mod service;
 mod split;
 mod stage;
 
@@ -21,6 +24,7 @@ use std::pin::Pin;
 
 use anyhow::Result;
 
+use super::systemd;
 use super::world::World;
 
 /// What a case found, in figures, for the line that reports it.
@@ -69,8 +73,13 @@ pub const CASES: &[Case] = &[
     Case { name: "split", tools: &[], agent: true, run: |world| Box::pin(split::split(world)) },
     Case { name: "rolling", tools: &[], agent: true, run: |world| Box::pin(rolling::rolling(world)) },
     Case { name: "each-killed", tools: &[], agent: true, run: |world| Box::pin(rolling::each_killed(world)) },
+    Case { name: "systemd", tools: systemd::TOOLS, agent: true, run: |world| Box::pin(service::systemd(world)) },
+    Case { name: "fifty", tools: &[], agent: true, run: |world| Box::pin(fifty::fifty(world)) },
+    Case { name: "lossy", tools: &[], agent: true, run: |world| Box::pin(lossy::lossy(world)) },
 ];
 
-/// What the agent does not pass yet, or not every time: run where a filter names it.
-pub const PENDING: &[Case] =
-    &[Case { name: "many", tools: &[], agent: true, run: |world| Box::pin(calm::many(world)) }];
+/// What takes more than two cores that do other things as well: run where a filter names it.
+pub const PENDING: &[Case] = &[
+    Case { name: "many", tools: &[], agent: true, run: |world| Box::pin(calm::many(world)) },
+    Case { name: "one-blob", tools: &[], agent: true, run: |world| Box::pin(fifty::one_blob(world)) },
+];

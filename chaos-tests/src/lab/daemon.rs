@@ -31,6 +31,12 @@ impl Daemon {
         Ok(Self { name: name.to_owned(), child, pid, log: log.to_owned() })
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(self.pid, signal).with_context(|| format!("cannot signal {}", self.name))

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::command::{Run, wait_for};
 
@@ -23,6 +24,10 @@ const HOSTS_MAX: u8 = 254;
 
 /// How long killed processes may take to be gone, and with them their mounts.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Names of nft's counters of what [`Host::lose`] sees and drops.
+const ARRIVED: &str = "arrived";
+const LOST: &str = "lost";
 
 /// Where iproute2 keeps named namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -134,6 +139,27 @@ exec "$@""#;
     /// Undoes [`Host::part_from`].
     pub async fn reunite(&self) -> Result<()> {
         self.run("nft").args(["delete", "table", "inet", "parted"]).output().await.map(drop)
+    }
+
+    /// Loses so many of a hundred of the UDP datagrams that arrive at `port`, picked at random, and counts them.
+    pub async fn lose(&self, port: u16, percent: u8) -> Result<()> {
+        let rules = format!(
+            "table inet lossy {{\n counter {ARRIVED} {{ }}\n counter {LOST} {{ }}\n chain input {{\n \
+             type filter hook input priority 0\n udp dport {port} counter name {ARRIVED}\n \
+             udp dport {port} numgen random mod 100 < {percent} counter name {LOST} drop\n }}\n}}\n"
+        );
+        self.run("nft").arg(rules).output().await.map(drop)
+    }
+
+    /// What arrived since [`Host::lose`], and what of it was lost.
+    pub async fn losses(&self) -> Result<(u64, u64)> {
+        let text = self.run("nft").args(["-j", "list", "counters", "table", "inet", "lossy"]).output().await?;
+        let listed: Value = serde_json::from_str(&text)?;
+        let count = |name: &str| {
+            let mut counters = listed["nftables"].as_array()?.iter().map(|entry| &entry["counter"]);
+            counters.find(|counter| counter["name"] == name)?["packets"].as_u64()
+        };
+        count(ARRIVED).zip(count(LOST)).context("the counters are gone")
     }
 
     /// Limits what leaves this host to `megabits` per second, so that a pull lasts long enough to be disturbed.

@@ -13,8 +13,9 @@ use super::command::installed;
 use super::daemon::log_tail;
 use super::world::{self, World};
 
-/// The longest that any case may take, so that a hang is a failure and not a job that somebody cancels.
-const CASE_DEADLINE: Duration = Duration::from_secs(600);
+/// The longest that any case may take, so that a hang is a failure and not a job that somebody cancels. The longest one lasts
+/// ten minutes on purpose.
+const CASE_DEADLINE: Duration = Duration::from_secs(900);
 
 /// How much of each log a failure shows.
 const LOG_LINES: usize = 25;

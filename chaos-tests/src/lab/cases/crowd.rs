@@ -65,9 +65,21 @@ impl Crowd {
         let origin = Origin::start(world, images).await?;
         let remote = Remote { name: &origin.name, ca: None };
         let cluster = Cluster::start(world, remote, nodes, &Value::Null).await?;
-        let hosts = cluster.agents.iter().map(|agent| &agent.host).chain([&origin.host]);
-        try_join_all(hosts.map(|host| host.limit(megabits))).await?;
-        Ok(Self { cluster, origin, received_before: vec![0; nodes] })
+        let crowd = Self::of(cluster, origin);
+        crowd.limit(megabits).await?;
+        Ok(crowd)
+    }
+
+    /// Nodes that nobody has pulled through yet, and their origin.
+    pub(super) fn of(cluster: Cluster, origin: Origin) -> Self {
+        let received_before = vec![0; cluster.agents.len()];
+        Self { cluster, origin, received_before }
+    }
+
+    /// Limits every link, the origin's too, to `megabits` per second in each direction.
+    pub(super) async fn limit(&self, megabits: u32) -> Result<()> {
+        let hosts = self.cluster.agents.iter().map(|agent| &agent.host).chain([&self.origin.host]);
+        try_join_all(hosts.map(|host| host.limit(megabits))).await.map(drop)
     }
 
     /// The usual crowd and its image, which nobody has pulled. Before, if that is not known yet, it is measured how a pull
