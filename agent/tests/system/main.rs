@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod member;
 mod stage;
 mod wait;
 mod wire;
@@ -21,8 +22,10 @@ mod deploy;
 mod events;
 mod front;
 mod health;
+mod hostile;
 mod input;
 mod kill;
 mod private;
 mod restart;
+mod stop;
 mod tracker;
