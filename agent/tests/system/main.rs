@@ -25,6 +25,7 @@ mod health;
 mod hostile;
 mod input;
 mod kill;
+mod ports;
 mod private;
 mod restart;
 mod stop;
