@@ -28,5 +28,6 @@ mod kill;
 mod ports;
 mod private;
 mod restart;
+mod seed;
 mod stop;
 mod tracker;
