@@ -12,7 +12,7 @@ pub mod seams;
 pub mod telemetry;
 pub mod wiring;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,9 @@ const KNOWN_AGAIN_MAX: usize = 1000;
 
 /// Pause between two of those: a restarted agent is no reason to burden the homes.
 const KNOWN_AGAIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// When is looked again at what was being pulled at that moment; short, as its last moments are what matters.
+const PUT_OFF: Duration = Duration::from_millis(500);
 
 /// How long a starting node that has seeds is not ready for want of an answer: the first of a cluster gets none.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -296,27 +299,42 @@ async fn become_ready(
 }
 
 /// Tells homes what a former run has left, and whenever members have come what is here of the blobs that they are home
-/// of now: they were not there when it was said, and would have it fetched from the registry again.
+/// of now: they were not there when it was said, and would have it fetched from the registry again. Where this node has
+/// become a home itself, since another has gone, it has to be told too: gossip tells a home what others hold only.
 async fn inform_homes(gossip: &Gossip, tracker: &GossipTracker, store: &Store, flights: &Flights) {
     let mut roster = gossip.roster();
     members_known(roster.clone()).await;
     let mut told = BTreeSet::new();
+    let mut homes = BTreeMap::new();
+    // What was being pulled when it was to be told.
+    let mut put_off = BTreeSet::new();
     loop {
-        let members: BTreeSet<NodeId> = roster.borrow_and_update().members.keys().copied().collect();
+        let (me, members) = {
+            let roster = roster.borrow_and_update();
+            (roster.me.id, roster.members.keys().copied().collect::<BTreeSet<NodeId>>())
+        };
         let first = told.is_empty();
         let new: BTreeSet<NodeId> = members.difference(&told).copied().collect();
         told = members;
-        if first || !new.is_empty() {
-            for (task, geometry, have) in store.tasks().into_iter().take(KNOWN_AGAIN_MAX) {
-                let Some(home) = tracker.homes(&task).first().copied() else { continue };
-                // A pull that has begun has said so itself, and keeps its home.
-                if (first || new.contains(&home)) && !flights.active().contains(&task) {
-                    make_known(gossip, tracker, home, (task, geometry, have)).await;
-                    tokio::time::sleep(KNOWN_AGAIN_PAUSE).await;
-                }
+        let homes_before = std::mem::take(&mut homes);
+        let put_off_before = std::mem::take(&mut put_off);
+        for (task, geometry, have) in store.tasks().into_iter().take(KNOWN_AGAIN_MAX) {
+            let Some(home) = tracker.homes(&task).first().copied() else { continue };
+            homes.insert(task, home);
+            let become_home = home == me && homes_before.get(&task) != Some(&me);
+            if !(first || become_home || new.contains(&home) || put_off_before.contains(&task)) {
+                continue;
             }
+            if flights.active().contains(&task) {
+                // A pull says so itself and keeps its home, unless that dies while the pull ends.
+                put_off.insert(task);
+                continue;
+            }
+            make_known(gossip, tracker, home, (task, geometry, have)).await;
+            tokio::time::sleep(KNOWN_AGAIN_PAUSE).await;
         }
-        if roster.changed().await.is_err() {
+        let patience = if put_off.is_empty() { Duration::MAX } else { PUT_OFF };
+        if let Ok(Err(_ended)) = tokio::time::timeout(patience, roster.changed()).await {
             return;
         }
     }
