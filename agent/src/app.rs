@@ -36,8 +36,8 @@ use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, Readiness};
 use crate::config::Config;
 use crate::gossip::tracker::{GossipTracker, HomeHandle};
-use crate::gossip::{Gossip, Roster, Settings as GossipSettings};
-use crate::net::Transport;
+use crate::gossip::{Gossip, LEAVE_TIMEOUT, Roster, Settings as GossipSettings};
+use crate::net::{CLOSE_MAX, Transport};
 use crate::proxy::Proxy;
 use crate::proxy::authorize::Authorizer;
 use crate::pull::{Context, Flights};
@@ -49,15 +49,36 @@ use crate::upload::Uploader;
 /// How often the cache is looked through for what is old or too much.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
 
-/// How long clients and peers that are being served may take when the agent is told to stop. With leaving and closing
-/// the whole stop takes less than ten seconds.
+/// How long clients that are being served may take when the agent is told to stop.
 const DRAIN: Duration = Duration::from_secs(4);
 
-/// How long their connections may take to end once nothing is streamed to them any more.
+/// How long pulls may take to end: their goodbyes take a second at the most.
+const PULLS_END: Duration = Duration::from_millis(1500);
+
+/// How long their clients' connections may take to end once nothing is streamed to them any more.
 const CUT: Duration = Duration::from_millis(500);
 
 /// How long uploads may take after that.
 const UPLOAD_DRAIN: Duration = Duration::from_secs(2);
+
+/// What the whole stop may take, as service managers and the documents have it.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// What of that is left for what has no limit of its own, since it only works off what is there: ending the loops,
+/// closing the files.
+const STOP_REST: Duration = Duration::from_millis(500);
+
+// Leaving goes on beside the draining of clients; all else is one after the other.
+const _: () = {
+    assert!(LEAVE_TIMEOUT.as_millis() <= DRAIN.as_millis());
+    let steps = [DRAIN, PULLS_END, CUT, UPLOAD_DRAIN, CLOSE_MAX, STOP_REST];
+    let (mut at, mut sum_ms) = (0, 0);
+    while at < steps.len() {
+        sum_ms += steps[at].as_millis();
+        at += 1;
+    }
+    assert!(sum_ms < STOP_MAX.as_millis());
+};
 
 /// How long a starting node that has seeds is not ready for want of an answer: the first of a cluster gets none.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -330,7 +351,9 @@ impl Running {
         if drained.is_err() {
             tracing::warn!("clients are cut off that were still being served");
         }
-        self.flights.stop().await;
+        if tokio::time::timeout(PULLS_END, self.flights.stop()).await.is_err() {
+            tracing::warn!("pulls are cut off that had not ended");
+        }
         // Responses that were being streamed have ended with their pulls.
         let _ = tokio::time::timeout(CUT, self.fronts.wait()).await;
         self.back.cancel();

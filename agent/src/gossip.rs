@@ -42,7 +42,7 @@ const WISHES_MAX: usize = 256;
 /// News kept for a receiver that lags; it is told how much it missed and reads the roster instead.
 const NEWS_MAX: usize = 1024;
 /// How long leaving takes at the most, whatever the network does.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What gossip is told by the configuration.
 #[derive(Debug, Clone)]

@@ -36,6 +36,7 @@ use crate::admin::metrics::Metrics;
 pub use error::NetError;
 pub use frame::{FRAME_BYTES_MAX, Receiver, Sender, Stream};
 pub use identity::{CertifyError, Refusal};
+pub(crate) use pool::CLOSE_MAX;
 
 use link::Census;
 use pool::{OpenRequest, Pool};

@@ -38,6 +38,11 @@ pub enum FallbackReason {
     NoCache,
 }
 
+impl FallbackReason {
+    /// All of them: each is a series from the start, so that its first count is seen as a rise.
+    const ALL: [Self; 4] = [Self::HomeSilent, Self::PeersSlow, Self::Poisoned, Self::NoCache];
+}
+
 /// Why a gossip datagram was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum DropReason {
@@ -103,6 +108,10 @@ pub struct Metrics {
     pub members_lost: Counter<u64, AtomicU64>,
     /// Addresses that discovery has found.
     pub seeds: Gauge<i64, AtomicI64>,
+    /// Blobs that other live members are known to have or to be getting, by gossip. As of the last look at it.
+    pub known_tasks: Gauge<i64, AtomicI64>,
+    /// Those members, counted once for each such blob.
+    pub holders: Gauge<i64, AtomicI64>,
     /// Pulls in progress.
     pub active_tasks: Gauge<i64, AtomicI64>,
     /// Blobs thrown out of the cache.
@@ -138,6 +147,10 @@ impl Metrics {
     /// A registry that exposes all of it under the prefix `darter_`.
     #[must_use]
     pub fn exposition(&self) -> Registry {
+        for reason in FallbackReason::ALL {
+            // Made, and let go.
+            drop(self.fallbacks.get_or_create(&FallbackLabel { reason }));
+        }
         let mut registry = Registry::with_prefix("darter");
         let bytes = Unit::Bytes;
         registry.register_with_unit(
@@ -191,6 +204,16 @@ impl Metrics {
             self.members_lost.clone(),
         );
         registry.register("seeds", "Addresses that discovery has found", self.seeds.clone());
+        registry.register(
+            "known_tasks",
+            "Blobs that other members are known to have or to be getting",
+            self.known_tasks.clone(),
+        );
+        registry.register(
+            "holders",
+            "Other members that are known to have a blob or to be getting it, over all blobs",
+            self.holders.clone(),
+        );
         registry.register("active_tasks", "Pulls in progress", self.active_tasks.clone());
         registry.register("evictions", "Blobs thrown out of the cache", self.evictions.clone());
         registry.register("poisoned_blobs", "Blobs that did not match their digest", self.poisoned.clone());

@@ -116,6 +116,14 @@ impl Admin {
         known.into_iter().map(|(task, holders)| (task.to_string(), holders)).collect()
     }
 
+    /// What gossip knows is counted when somebody asks: there is more news than there are questions.
+    fn count_holders(&self) {
+        let known = self.gossip.as_ref().map(|gossip| gossip.known()).unwrap_or_default();
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.known_tasks.set(gauge(known.len()));
+        self.metrics.holders.set(gauge(known.values().map(BTreeMap::len).sum()));
+    }
+
     /// Where the home of the blob `digest=sha256:...` and its stand-bys answer, in their order; `None` if the query is
     /// none. Nobody is home where there are no peers.
     fn homes(&self, query: Option<&str>) -> Option<Vec<SocketAddr>> {
@@ -137,6 +145,7 @@ impl Admin {
         match path {
             "/readyz" if !self.readiness.is_set() => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "starting\n".into()),
             "/metrics" => {
+                self.count_holders();
                 let mut text = String::new();
                 if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
                     return reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "the metrics cannot be written\n".into());

@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use darter_tracker::Role;
 
 use super::check::{self, Listeners};
 use super::files::{self, PairProblem};
@@ -22,6 +25,14 @@ use super::{Config, coverage, host, sources};
 
 /// The least a cache may hold: one piece of the largest size, so that something can be given to others at all.
 const CACHE_BYTES_MIN: u64 = darter_tracker::PieceSize::MAX_BYTES as u64;
+
+/// How long a node keeps a blob that nobody asks for, unless it is told. Dragonfly v1 forgot after 5 minutes, which is
+/// before the slow half of a rollout asks.
+const IDLE_NODE: Duration = Duration::from_secs(3600);
+
+/// The same of a seed, which is there to have what others have forgotten: what was rolled out in the morning is rolled
+/// back, or on, within a day. `cache.max_size` bounds it all the same.
+const IDLE_SEED: Duration = Duration::from_secs(24 * 3600);
 
 /// The configuration that the reader's tree says; `None` if there are problems.
 pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
@@ -43,7 +54,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let tls = proxy_tls(reader);
     let transport = reader.value("peer.transport", scalar::transport);
     let discovery = sources::discovery(reader, listeners.gossip);
-    let cache = cache(reader);
+    let cache = cache(reader, node.as_ref().map_or(Role::Node, |node| node.role));
     let limits = limits(reader);
     let remote = reader.nullable("registry_mirror.remote", scalar::registry_url);
     let rules = rules(reader);
@@ -143,11 +154,11 @@ fn missing<T>(reader: &mut Reader<'_>, place: &Place, path: &str) -> Option<T> {
     None
 }
 
-fn cache(reader: &mut Reader<'_>) -> Option<Cache> {
+fn cache(reader: &mut Reader<'_>, role: Role) -> Option<Cache> {
     let dir = reader.value("cache.dir", scalar::absolute);
     let max_size = reader.value("cache.max_size", scalar::space);
     let min_free = reader.value("cache.min_free", scalar::space);
-    let idle = reader.value("cache.idle", scalar::duration);
+    let idle = reader.nullable("cache.idle", scalar::duration);
     match max_size {
         Some(Space::Bytes(bytes)) if bytes < CACHE_BYTES_MIN => {
             reader.problem("cache.max_size", format!("less than {} MiB, the largest piece", CACHE_BYTES_MIN >> 20));
@@ -158,10 +169,14 @@ fn cache(reader: &mut Reader<'_>) -> Option<Cache> {
     if min_free == Some(Space::Percent(100)) {
         reader.problem("cache.min_free", "with 100% kept free nothing can be cached");
     }
-    if idle.is_some_and(|idle| idle.is_zero()) {
+    if idle.flatten().is_some_and(|idle| idle.is_zero()) {
         reader.problem("cache.idle", "must be longer than nothing, or every blob would be forgotten at once");
     }
-    Some(Cache { dir: dir?, max_size: max_size?, min_free: min_free?, idle: idle? })
+    let by_role = match role {
+        Role::Node => IDLE_NODE,
+        Role::Seed => IDLE_SEED,
+    };
+    Some(Cache { dir: dir?, max_size: max_size?, min_free: min_free?, idle: idle?.unwrap_or(by_role) })
 }
 
 fn limits(reader: &mut Reader<'_>) -> Option<Limits> {

@@ -48,7 +48,8 @@ pub(super) const KEYS: &[Key] = &[
     scalar(
         "node.role",
         "node",
-        "node | seed. Seeds are stable members that are preferred as homes of tasks; a cluster works without any.",
+        "node | seed. Seeds are stable members that are preferred as homes of tasks and keep blobs for longer; a cluster \
+         works without any.",
     ),
     scalar(
         "secret_file",
@@ -126,9 +127,9 @@ pub(super) const KEYS: &[Key] = &[
     ),
     scalar(
         "cache.idle",
-        "1h",
-        "How long a blob is kept that nobody asks for. Dragonfly v1 forgot after 5 minutes, which is before the slow \
-         half of a rollout asks.",
+        "null",
+        "How long a blob is kept that nobody asks for. null: 1h, and 24h on a seed, which is there to have what others \
+         have forgotten. Dragonfly v1 forgot after 5 minutes, which is before the slow half of a rollout asks.",
     ),
     scalar(
         "limits.download",

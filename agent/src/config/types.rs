@@ -113,7 +113,7 @@ pub struct Cache {
     pub max_size: Space,
     /// How much of the file system must stay free.
     pub min_free: Space,
-    /// How long a blob is kept that nobody asks for; more than zero.
+    /// How long a blob is kept that nobody asks for; more than zero. Unless it was said, longer on a seed.
     pub idle: Duration,
 }
 

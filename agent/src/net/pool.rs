@@ -41,7 +41,7 @@ const LINKS_PER_PEER_MAX: usize = 4;
 /// not taken into use again in the last part of its time: the other side may be closing it.
 const SWEEPS: u32 = 12;
 /// How long a closing transport waits for its peers to hear of it.
-const CLOSE_MAX: Duration = Duration::from_secs(1);
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// A call of `Transport::open` that needs a connection.
 #[derive(Debug)]

@@ -38,11 +38,8 @@ pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, pie
             // Before they are written: the write that completes the blob ends the pull, and with it this job.
             context.metrics.peer_received_bytes.inc_by(length);
             context.tally.peer(peer.addr, length);
-            match blob.write(piece, &proof, bytes).await {
-                Ok(new) => {
-                    if new {
-                        context.metrics.piece(PieceOrigin::Peer);
-                    }
+            match blob.write(piece, &proof, bytes, PieceOrigin::Peer).await {
+                Ok(_) => {
                     tracing::debug!(%task, piece = piece.0, peer = %peer.addr, "downloading piece");
                     Event::Piece(peer.id, piece)
                 }
@@ -166,10 +163,8 @@ pub(super) async fn fetch(
             Err(error) => return failed(run, blob.task(), error),
         };
         let proof = context.node.sign_piece(blob.task(), &geometry, piece, PieceDigest::of(&bytes));
-        match blob.write(piece, &proof, bytes).await {
-            Ok(true) => context.metrics.piece(PieceOrigin::Registry),
-            Ok(false) => {}
-            Err(error) => return Event::Store(error),
+        if let Err(error) = blob.write(piece, &proof, bytes, PieceOrigin::Registry).await {
+            return Event::Store(error);
         }
         tracing::debug!(task = %blob.task(), piece = piece.0, peer = "registry", "downloading piece");
         if events.send(Event::OriginPiece(run, piece)).await.is_err() {

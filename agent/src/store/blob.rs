@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::partial::Files;
 use super::state::{Claim, Outcome, Progress, State, lock};
 use super::{Context, Store, publish, verify};
+use crate::admin::metrics::PieceOrigin;
 
 /// One blob of the cache.
 ///
@@ -129,6 +130,7 @@ impl Blob {
         piece: PieceIndex,
         proof: &PieceProof,
         bytes: Bytes,
+        source: PieceOrigin,
     ) -> Result<bool, StoreError> {
         if !self.geometry.contains(piece) {
             return Err(StoreError::NoSuchPiece { piece });
@@ -143,7 +145,8 @@ impl Blob {
             }
         };
         let proof = *proof;
-        self.blocking(move || claimed.write(&proof, bytes)).await?.map(|()| true)
+        // Counted where it is written: the last piece ends the pull, and with it whoever waits here.
+        self.blocking(move || claimed.write(&proof, bytes, source)).await?.map(|()| true)
     }
 
     /// A piece and its proof, for an upload. The bytes are compared with the proof once more.
@@ -273,7 +276,7 @@ impl std::fmt::Debug for Blob {
 }
 
 impl Claimed {
-    fn write(self, proof: &PieceProof, bytes: Bytes) -> Result<(), StoreError> {
+    fn write(self, proof: &PieceProof, bytes: Bytes, source: PieceOrigin) -> Result<(), StoreError> {
         let (blob, piece) = (&self.blob, self.piece);
         let length = bytes.len() as u64;
         let verified = verify::received(&blob.geometry, piece, proof, bytes)?;
@@ -285,6 +288,7 @@ impl Claimed {
                 _ => StoreError::Gone,
             });
         }
+        blob.context.metrics.piece(source);
         verify::kick(blob, Some(files));
         Ok(())
     }

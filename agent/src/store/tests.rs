@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::verify::CHUNK_BYTES;
 use super::*;
+use crate::admin::metrics::PieceOrigin;
 
 const PIECE: u64 = 4096;
 
@@ -52,7 +53,7 @@ impl Content {
     }
 
     async fn write(&self, blob: &Arc<Blob>, piece: u32) -> bool {
-        blob.write(PieceIndex(piece), &self.proof(piece), self.piece(piece)).await.unwrap()
+        blob.write(PieceIndex(piece), &self.proof(piece), self.piece(piece), PieceOrigin::Peer).await.unwrap()
     }
 
     async fn write_all(&self, blob: &Arc<Blob>) {
@@ -273,13 +274,16 @@ async fn what_does_not_match_its_proof_is_not_stored() {
     let mut wrong = content.piece(0).to_vec();
     wrong[9] ^= 1;
     for bytes in [Bytes::from(wrong), content.piece(0).slice(1..), Bytes::new(), content.piece(1)] {
-        let refused = blob.write(PieceIndex(0), &content.proof(0), bytes).await;
+        let refused = blob.write(PieceIndex(0), &content.proof(0), bytes, PieceOrigin::Peer).await;
         assert!(matches!(refused, Err(StoreError::Mismatch { piece: PieceIndex(0) })), "{refused:?}");
     }
     // The right digest of too few bytes.
     let short = content.piece(0).slice(..100);
-    assert!(matches!(blob.write(PieceIndex(0), &proof_of(&short), short).await, Err(StoreError::Mismatch { .. })));
-    let past = blob.write(PieceIndex(3), &content.proof(0), content.piece(0)).await;
+    assert!(matches!(
+        blob.write(PieceIndex(0), &proof_of(&short), short, PieceOrigin::Peer).await,
+        Err(StoreError::Mismatch { .. })
+    ));
+    let past = blob.write(PieceIndex(3), &content.proof(0), content.piece(0), PieceOrigin::Peer).await;
     assert!(matches!(past, Err(StoreError::NoSuchPiece { .. })));
     assert!(blob.held().is_empty());
     assert!(matches!(blob.piece(PieceIndex(0)).await, Err(StoreError::NotHeld { .. })));
@@ -332,7 +336,10 @@ async fn a_poisoned_blob_gives_nothing_away_and_starts_over() {
     assert!(blob.held().is_empty() && store.tasks().is_empty());
     let mut late = blob.reader(PIECE..2 * PIECE);
     assert!(matches!(next(&mut late).await, Err(StoreError::Poisoned)));
-    assert!(matches!(blob.write(PieceIndex(0), &right.proof(0), right.piece(0)).await, Err(StoreError::Poisoned)));
+    assert!(matches!(
+        blob.write(PieceIndex(0), &right.proof(0), right.piece(0), PieceOrigin::Peer).await,
+        Err(StoreError::Poisoned)
+    ));
     assert!(matches!(store.create(&right.task, right.geometry), Err(StoreError::Poisoned)));
     let proofs = blob.proofs();
     assert_eq!(proofs, (0..3).map(|p| (PieceIndex(p), lie.proof(p))).collect::<Vec<_>>());
@@ -371,7 +378,10 @@ async fn readers_hear_of_a_discard() {
     assert!(waits(&mut reader).await);
     store.discard(&content.task);
     assert!(matches!(next(&mut reader).await, Err(StoreError::Gone)));
-    assert!(matches!(blob.write(PieceIndex(0), &content.proof(0), content.piece(0)).await, Err(StoreError::Gone)));
+    assert!(matches!(
+        blob.write(PieceIndex(0), &content.proof(0), content.piece(0), PieceOrigin::Peer).await,
+        Err(StoreError::Gone)
+    ));
     // The old handle does not harm what came after it.
     let again = store.create(&content.task, content.geometry).unwrap();
     content.write(&again, 0).await;

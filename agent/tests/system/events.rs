@@ -48,6 +48,7 @@ async fn others_hear_who_has_a_blob_and_who_has_it_no_longer() {
                 known.get(&layers[gone].to_string()).is_none_or(|holders| !holders.contains_key(&holder))
             })
             .await;
+            assert!(metric(stage.agent(0), "darter_evictions_total").await > 0);
         }
     }
     stage.stop().await;

@@ -57,6 +57,49 @@ async fn the_admin_port_tells_what_operators_ask() {
     stage.stop().await;
 }
 
+/// Row 117: what v1's users learned from the supernode. A series is there before it counts, so that its rise is seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cluster_is_seen_from_any_node() {
+    let stage = Stage::start(Plan { agents: 3, layers: vec![MIB, 2 * MIB], ..Plan::default() }).await;
+    let counted = |samples: &BTreeMap<String, u64>| (samples["darter_known_tasks"], samples["darter_holders"]);
+    for agent in stage.agents() {
+        let samples = samples(agent).await;
+        assert_eq!(samples["darter_members"], 3);
+        assert_eq!(counted(&samples), (0, 0), "nobody has anything yet");
+        for reason in ["HomeSilent", "PeersSlow", "Poisoned", "NoCache"] {
+            assert_eq!(samples[&format!("darter_fallbacks_total{{reason=\"{reason}\"}}")], 0);
+        }
+        assert_eq!(samples["darter_evictions_total"], 0);
+        assert_eq!(samples["darter_registry_received_bytes_total"], 0);
+        assert_eq!(samples["darter_peer_received_bytes_total"], 0);
+    }
+    stage.pull([0, 1]).await;
+    // Two have every blob and were told to say so; the third hears it from both, each of the two from the other.
+    let blobs = stage.image.blobs().count() as u64;
+    for (at, holders) in [(0, 1), (1, 1), (2, 2)] {
+        wait::until("the node knows who has what", async || {
+            counted(&samples(stage.agent(at)).await) == (blobs, blobs * holders)
+        })
+        .await;
+    }
+    let mut pieces = 0;
+    for at in [0, 1] {
+        let samples = samples(stage.agent(at)).await;
+        let whole = stage.image.blob_bytes();
+        let got = samples["darter_registry_received_bytes_total"] + samples["darter_peer_received_bytes_total"];
+        assert!(got >= whole, "{samples:?}");
+        pieces +=
+            samples.iter().filter(|(name, _)| name.starts_with("darter_pieces_total{")).map(|it| it.1).sum::<u64>();
+    }
+    let all: u64 = stage.image.blobs().map(|blob| u64::from(stage.geometry(blob).pieces())).sum();
+    assert_eq!(pieces, 2 * all, "each of the two stored every piece");
+    // Who is gone holds nothing that anybody could get.
+    let mut stage = stage;
+    stage.cluster.agent_mut(1).unwrap().stop().await;
+    wait::until("a leaver counts no more", async || counted(&samples(stage.agent(2)).await) == (blobs, blobs)).await;
+    stage.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_told_to_stop_leaves_first() {
     let mut stage = Stage::start(Plan { agents: 3, ..Plan::default() }).await;

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod member;
 mod stage;
 mod wait;
 mod wire;
@@ -21,9 +22,13 @@ mod deploy;
 mod events;
 mod front;
 mod health;
+mod hostile;
 mod input;
 mod isolated;
 mod kill;
+mod ports;
 mod private;
 mod restart;
+mod seed;
+mod stop;
 mod tracker;

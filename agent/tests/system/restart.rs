@@ -1,5 +1,7 @@
 //! `kill -9`, again and again: what is on the disk is not fetched a second time.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 
 use darter_agent::demo::client::Transfer;
@@ -7,7 +9,7 @@ use darter_agent::demo::registry::{self, Stats};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::stage::{MIB, Plan, Stage, published};
+use crate::stage::{KIB, MIB, Plan, Stage, admin, metric, published};
 use crate::wait::{self, PATIENCE};
 
 /// How often the agent is killed.
@@ -88,6 +90,71 @@ async fn twenty_kills_cost_a_piece_per_open_layer_each() {
     stage.pull([0]).await;
     assert_eq!(stage.registry.stats().blob_gets(), gets, "what is complete is asked for no more");
     stage.stop().await;
+}
+
+/// How often an agent loses its cache.
+const LOSSES: usize = 4;
+
+/// Row 15: an agent comes back with nothing while another has everything. Some blobs it is the home of, and has forgotten
+/// who has them; of others the holder is. As an agent is another member after each start, they are others each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_with_nothing_gets_it_from_the_others() {
+    let layers: Vec<u64> = (0..12).map(|at| 900 * KIB + at).collect();
+    let mut stage = Stage::start(Plan { agents: 2, layers, ..Plan::default() }).await;
+    let (holder, loser) = (0, 1);
+    stage.pull([holder]).await;
+    let before = stage.settled().await;
+    // It has said so: somebody who dies while a pull takes leave of him is another matter.
+    wait::until("the other hears that the holder has everything", async || everything_is_held(&stage, loser).await)
+        .await;
+    let mut homes = BTreeSet::new();
+    for loss in 0..LOSSES {
+        let agent = stage.cluster.agent_mut(loser).unwrap();
+        if loss % 2 == 0 {
+            agent.kill().await
+        } else {
+            agent.stop().await
+        }
+        std::fs::remove_dir_all(agent.cache_dir()).unwrap();
+        agent.start().unwrap();
+        stage.ready().await;
+        for blob in stage.image.blobs() {
+            homes.insert(first_home(&stage, loser, &blob.digest()).await);
+        }
+        stage.pull([loser]).await;
+        let after = stage.settled().await;
+        for blob in stage.image.blobs() {
+            let [before, after] = [&before, &after].map(|stats| stats.blobs[&blob.digest()].body_bytes);
+            let home = first_home(&stage, loser, &blob.digest()).await;
+            assert_eq!(
+                after,
+                before,
+                "loss {loss}: {} came from the registry, home {home}\n{}",
+                blob.digest(),
+                stage.logs()
+            );
+        }
+        let got = metric(stage.agent(loser), "darter_peer_received_bytes_total").await;
+        assert!(got >= stage.image.blob_bytes(), "{got} bytes from the holder");
+    }
+    let all = stage.agents().iter().map(|agent| agent.addresses().peer).collect();
+    assert_eq!(homes, all, "both were homes");
+    stage.stop().await;
+}
+
+/// Whether an agent knows somebody else who has all of each blob.
+async fn everything_is_held(stage: &Stage, at: usize) -> bool {
+    const WHOLE: u8 = 4;
+    let (_, json) = admin(stage.agent(at), "/api/v1/holdings").await.unwrap();
+    let known: BTreeMap<String, BTreeMap<SocketAddr, u8>> = serde_json::from_str(&json).unwrap();
+    stage.image.blobs().all(|blob| {
+        known.get(&blob.digest().to_string()).is_some_and(|holders| holders.values().any(|held| *held == WHOLE))
+    })
+}
+
+async fn first_home(stage: &Stage, at: usize, digest: &darter_tracker::Digest) -> SocketAddr {
+    let (_, json) = admin(stage.agent(at), &format!("/api/v1/homes?digest={digest}")).await.unwrap();
+    serde_json::from_str::<Vec<SocketAddr>>(&json).unwrap()[0]
 }
 
 /// Different bytes of a blob that were sent.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-use super::cases::{CASES, Case, PENDING, TOOLS};
+use super::cases::{CASES, Case, ON_DEMAND, TOOLS};
 use super::command::installed;
 use super::daemon::log_tail;
 use super::world::{self, World};
@@ -54,8 +54,8 @@ pub async fn run(plan: &Plan<'_>) -> Result<ExitCode> {
         println!("the lab makes network namespaces, which takes root: every case is skipped");
     }
     let mut tally = Tally::default();
-    let pending = if plan.filter.is_empty() { &[] } else { PENDING };
-    for case in CASES.iter().chain(pending).filter(|case| case.name.contains(plan.filter)) {
+    let on_demand = if plan.filter.is_empty() { &[] } else { ON_DEMAND };
+    for case in CASES.iter().chain(on_demand).filter(|case| case.name.contains(plan.filter)) {
         let start = Instant::now();
         println!("lab {} ...", case.name);
         let outcome = match missing(case, plan, is_root) {

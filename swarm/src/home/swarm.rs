@@ -135,7 +135,7 @@ impl Swarm {
         Ok(RegisterResponse {
             task: self.task,
             geometry: self.geometry,
-            neighbours: self.introduce(from, rng),
+            neighbours: self.introduce(from, now, rng),
             advertise: self.nominate(from),
             leases: self.adopt(from, &request.runs, next_lease, now),
         })
@@ -200,7 +200,7 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, rng) })
+        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, now, rng) })
     }
 
     pub(super) fn report_piece(
@@ -448,8 +448,10 @@ impl Swarm {
         Some(PieceRange { first: first.first, count: first.count.min(length) })
     }
 
-    /// Fills `from`'s neighbourhood up to [`DEGREE`] with the members that know the fewest others.
-    fn introduce(&mut self, from: NodeId, rng: &mut impl Rng) -> Vec<NodeId> {
+    /// Fills `from`'s neighbourhood up to [`DEGREE`] with the members that know the fewest others, and names it. Whoever
+    /// failed several is left out: a neighbour is asked for pieces like a source.
+    fn introduce(&mut self, from: NodeId, now: Instant, rng: &mut impl Rng) -> Vec<NodeId> {
+        let isolated = self.isolated(now);
         let Some(known) = self.members.get(&from).map(|member| member.neighbours.clone()) else { return Vec::new() };
         let wanted = DEGREE.saturating_sub(known.len());
         if wanted > 0 {
@@ -457,7 +459,10 @@ impl Swarm {
                 .members
                 .iter()
                 .filter(|(node, member)| {
-                    **node != from && !known.contains(node) && member.neighbours.len() < DEGREE_MAX
+                    **node != from
+                        && !known.contains(node)
+                        && !isolated.contains(*node)
+                        && member.neighbours.len() < DEGREE_MAX
                 })
                 .map(|(node, member)| (member.neighbours.len(), *node))
                 .collect();
@@ -472,7 +477,8 @@ impl Swarm {
             }
         }
         // Everybody the asker knows of is named again: it may have lost one, and names are cheap.
-        self.members.get(&from).map(|member| member.neighbours.iter().copied().collect()).unwrap_or_default()
+        let neighbours = self.members.get(&from).into_iter().flat_map(|member| &member.neighbours);
+        neighbours.filter(|node| !isolated.contains(*node)).copied().collect()
     }
 
     fn nominate(&mut self, node: NodeId) -> bool {

@@ -317,3 +317,75 @@ fn a_rotten_piece_does_not_make_its_holder_an_outcast() {
         other => panic!("{other:?}"),
     }
 }
+
+fn complain(rig: &mut Rig, byte: u8, about: u8, kind: ErrorKind) {
+    let pieces = vec![PieceRange { first: PieceIndex(0), count: 1 }];
+    let complaint = ClientErrorRequest { task: task(), peer: node(about), pieces, kind };
+    rig.home.report_error(node(byte), &complaint, rig.now).unwrap();
+}
+
+fn is_named(response: &PullPieceResponse, byte: u8) -> bool {
+    match response {
+        PullPieceResponse::Pieces(sources) => sources.iter().any(|source| source.node == node(byte)),
+        PullPieceResponse::Wait { neighbours, .. } => neighbours.contains(&node(byte)),
+        _ => false,
+    }
+}
+
+/// Row 28: one complaint hides a member from him who complains, two hide it from everybody, for [`swarm::BLAME_DECAY`].
+#[test]
+fn a_member_that_failed_two_is_named_to_nobody_for_a_while() {
+    for kind in [ErrorKind::Mismatch, ErrorKind::Unreachable] {
+        let mut rig = Rig::new(6);
+        let bad = 9;
+        rig.home.learn_holder(task(), geometry(), node(bad), rig.now);
+        for byte in 1..=4 {
+            rig.register(byte);
+        }
+        assert!((1..=4).all(|byte| is_named(&rig.pull(byte, None, false), bad)), "before anybody complains");
+
+        complain(&mut rig, 1, bad, kind);
+        complain(&mut rig, 1, bad, kind);
+        assert!(!is_named(&rig.pull(1, None, false), bad), "not to him who complained");
+        assert!(
+            (2..=4).all(|byte| is_named(&rig.pull(byte, None, false), bad)),
+            "one word, however often, is not enough"
+        );
+
+        rig.now += Duration::from_secs(1);
+        complain(&mut rig, 2, bad, kind);
+        for byte in 1..=4 {
+            assert!(!is_named(&rig.pull(byte, None, false), bad), "{byte}");
+        }
+        assert!(!rig.register(5).neighbours.contains(&node(bad)), "nor is a newcomer introduced to it");
+        assert!(!is_named(&rig.pull(5, None, false), bad));
+        assert_eq!(rig.lease(5).pieces.first, PieceIndex(0), "what only that member held is fetched from the registry");
+
+        // The first complaint is forgotten, then the second.
+        rig.now += swarm::BLAME_DECAY - Duration::from_secs(1) - Duration::from_millis(1);
+        assert!(!is_named(&rig.pull(4, None, false), bad), "until the first complaint has decayed");
+        rig.now += Duration::from_millis(1);
+        assert!([1, 3, 4].iter().all(|byte| is_named(&rig.pull(*byte, None, false), bad)), "one is left");
+        assert!(!is_named(&rig.pull(2, None, false), bad), "which still holds for him who made it");
+        rig.now += Duration::from_secs(1);
+        assert!(is_named(&rig.pull(2, None, false), bad));
+        rig.now += Duration::from_millis(1);
+        assert!(rig.register(6).neighbours.contains(&node(bad)));
+    }
+}
+
+/// Nobody gets himself cleared, or another blamed, by complaining about himself or for others.
+#[test]
+fn complaints_about_oneself_and_of_strangers_do_not_count() {
+    let mut rig = Rig::new(6);
+    rig.home.learn_holder(task(), geometry(), node(9), rig.now);
+    for byte in 1..=3 {
+        rig.register(byte);
+    }
+    complain(&mut rig, 1, 9, ErrorKind::Mismatch);
+    complain(&mut rig, 9, 9, ErrorKind::Mismatch);
+    let stranger = ClientErrorRequest { task: task(), peer: node(9), pieces: vec![], kind: ErrorKind::Mismatch };
+    let refused = rig.home.report_error(node(77), &stranger, rig.now);
+    assert!(matches!(refused, Err(TrackerError::NotRegistered { .. })));
+    assert!(is_named(&rig.pull(2, None, false), 9));
+}

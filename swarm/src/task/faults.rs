@@ -293,6 +293,21 @@ fn a_piece_that_a_home_names_is_asked_for_though_the_neighbour_has_not_offered_i
 }
 
 #[test]
+fn who_sent_a_wrong_piece_is_not_asked_sooner_because_it_was_busy_as_well() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.registered(HOME);
+    rig.task.handle_neighbour_up(node(2), Bitmap::full(64), rig.now);
+    let asked = |action: &Action| matches!(action, Action::Request { peer, .. } if *peer == node(2));
+    assert_eq!(rig.count(asked), neighbour::PIPELINE);
+    rig.task.handle_piece_failed(node(2), PieceIndex(0), Some(ErrorKind::Mismatch), rig.now);
+    rig.task.handle_piece_failed(node(2), PieceIndex(1), None, rig.now);
+    // It offers everything once more.
+    rig.task.handle_have(node(2), &[run_of(0, 64)], rig.now);
+    rig.pass(Duration::from_secs(20));
+    assert_eq!(rig.count(asked), 0);
+}
+
+#[test]
 fn neighbours_are_bounded_and_the_useless_make_room() {
     let mut rig = Rig::new(&[HOME, 1]);
     rig.registered(HOME);

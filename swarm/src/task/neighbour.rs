@@ -110,7 +110,12 @@ impl Neighbour {
     pub(super) fn lost(&mut self, now: Instant) {
         self.gone(now);
         self.failures += 1;
-        self.paused_until = Some(now + self.pause().max(RECONNECT));
+        self.pause_until(now + self.pause().max(RECONNECT));
+    }
+
+    /// A short pause does not end a long one: who lied is not asked sooner because it was busy as well.
+    fn pause_until(&mut self, until: Instant) {
+        self.paused_until = self.paused_until.max(Some(until));
     }
 
     /// Whether nothing is lost if another takes its place: no session, nothing asked for, nothing to give.
@@ -245,7 +250,7 @@ impl Neighbour {
             }
             Some(ErrorKind::Mismatch) => PAUSE_MAX,
         };
-        self.paused_until = Some(now + pause);
+        self.pause_until(now + pause);
         true
     }
 

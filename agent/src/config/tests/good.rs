@@ -40,6 +40,16 @@ fn the_printed_defaults_are_the_defaults() {
     assert!(yaml.lines().all(|line| line.len() <= 120 && line.trim_end() == line));
 }
 
+/// Row 21: a seed keeps what others forget, unless it is told otherwise.
+#[test]
+fn a_seed_keeps_blobs_for_longer() {
+    let idle = |text: &str| parse(text).unwrap().cache.idle.as_secs();
+    assert_eq!(idle("node: {role: node}"), 3600);
+    assert_eq!(idle("node: {role: seed}"), 24 * 3600);
+    assert_eq!(idle("{node: {role: seed}, cache: {idle: 2h}}"), 2 * 3600);
+    assert_eq!(idle("{node: {role: seed}, cache: {idle: null}}"), 24 * 3600);
+}
+
 #[test]
 fn the_printed_examples_are_valid() {
     for key in defaults::KEYS.iter().filter(|key| !key.example.is_empty()) {

@@ -35,7 +35,7 @@ const REMOTE: Remote<'_> = Remote { name: "registry.lab", ca: None };
 
 /// Thirty agents lose a tenth of what they hear of each other, for ten minutes; none of them takes another off its list, even
 /// for a moment.
-pub(super) async fn lossy(world: &mut World) -> Result<String> {
+pub(super) async fn drops(world: &mut World) -> Result<String> {
     let watch = Watch::new(world).await?;
     let cluster = Cluster::start(world, REMOTE, NODES, &Watch::config()).await?;
     let agents = &cluster.agents;
