@@ -1,8 +1,10 @@
 //! The loop of one pull: it owns the core, feeds it events, starts what it asks for, and sleeps until something is due.
 //!
-//! `farewell` is what the loop says of itself: to the cluster while it runs, to clients and the home when it ends.
+//! `homes` is which members it deals with, and whether they answer; `farewell` is what the loop says of itself: to the cluster
+//! while it runs, to clients and the home when it ends.
 
 mod farewell;
+mod homes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -280,20 +282,6 @@ impl Driver {
         own.map_or(core, |own| own.min(core))
     }
 
-    /// Lets the core know who of those who owe an answer is alive: packets come from them, if only acknowledgements.
-    fn feel_pulse(&mut self) {
-        let Some(transport) = self.context().transport.clone() else { return };
-        let now = Instant::now();
-        let received: BTreeMap<NodeId, u64> =
-            self.core.debtors().into_iter().map(|peer| (peer, transport.received(peer))).collect();
-        for (peer, packets) in &received {
-            if self.received.get(peer).is_some_and(|before| packets > before) {
-                self.core.handle_alive(*peer, now);
-            }
-        }
-        self.received = received;
-    }
-
     /// Lets the core know which clients wait for what.
     fn seat_readers(&mut self) {
         let now = Instant::now();
@@ -308,57 +296,6 @@ impl Driver {
         }
         self.readers = reading;
         self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
-    }
-
-    /// Goes on with the registry alone while this node isolates itself.
-    fn reconsider_isolation(&mut self) {
-        let isolated = self.context().tracker.is_isolated();
-        if isolated != self.isolated && !self.alone {
-            self.isolated = isolated;
-            if isolated {
-                self.context().metrics.fallback(FallbackReason::Isolated);
-            }
-            self.reconsider_homes();
-        }
-    }
-
-    /// Lets the node know whether others answer it.
-    fn judge(&self, event: &Event) {
-        let tracker = &self.context().tracker;
-        match event {
-            Event::Unreachable(peer) | Event::PieceFailed(peer, _, Some(ErrorKind::Unreachable)) => {
-                tracker.member_failed(*peer)
-            }
-            Event::Session(_) | Event::Connected(_) | Event::Piece(..) => tracker.member_answered(),
-            _ => {}
-        }
-    }
-
-    /// Members have come or gone.
-    fn reconsider_homes(&mut self) {
-        if self.alone {
-            return;
-        }
-        if self.isolated {
-            return self.core.handle_homes(Vec::new(), Instant::now());
-        }
-        let tracker = &self.context().tracker;
-        let homes = tracker.homes(self.flight.blob.task());
-        let present = self.core.registered_home();
-        let is_member = present.is_some_and(|home| homes.contains(&home) || tracker.peer(home).is_some());
-        self.core.handle_members(homes, is_member, Instant::now());
-    }
-
-    /// Where neighbours have other homes, the one of the highest rank shall be everybody's.
-    fn compare_homes(&mut self) {
-        let Some(ours) = self.core.registered_home().filter(|_| !self.alone) else { return };
-        let (tracker, task) = (&self.context().tracker, self.flight.blob.task());
-        let best = tracker.best(task, self.core.other_homes().into_iter().chain([ours]));
-        if let Some(theirs) = best.filter(|best| *best != ours) {
-            tracing::debug!(%task, %theirs, %ours, "neighbours have a home of higher rank");
-            let homes = tracker.homes(task);
-            self.core.handle_rival(theirs, homes, Instant::now());
-        }
     }
 
     /// Takes one event in.
@@ -557,17 +494,6 @@ impl Driver {
         }
         self.announce();
         self.tell_home();
-    }
-
-    /// Tells the neighbours if another home has this node on its list.
-    fn tell_home(&mut self) {
-        let home = self.core.registered_home();
-        if home.is_some() && home != self.told_home {
-            self.told_home = home;
-            let frame = home.map(SessionFrame::Home);
-            self.sessions.retain(|_, news| frame.clone().is_none_or(|frame| news.try_send(frame).is_ok()));
-            self.compare_homes();
-        }
     }
 
     /// Runs a job whose outcome is an event. The loop owns it: it ends with the loop.
