@@ -6,14 +6,14 @@ use futures_util::future::try_join_all;
 use super::stage::{LAYERS_BYTES, Stage, summary};
 use crate::lab::agent::PROXY;
 use crate::lab::containerd::Containerd;
-use crate::lab::docker::Docker;
+use crate::lab::docker::{Docker, Route};
 use crate::lab::registry::Access;
 use crate::lab::world::World;
 
 /// Nodes that pull at the same moment.
 const NODES: usize = 3;
 
-/// Three docker daemons with nothing but `HTTPS_PROXY` and a certificate authority, cold and then warm.
+/// Three docker daemons with nothing but `HTTPS_PROXY` and a certificate authority, cold and then warm; then one without.
 pub(super) async fn docker(world: &mut World) -> Result<String> {
     let mut stage = Stage::set(world, Access::Open, NODES, "docker", &LAYERS_BYTES).await?;
     let mut dockers = Vec::new();
@@ -37,13 +37,25 @@ pub(super) async fn docker(world: &mut World) -> Result<String> {
     let warm = stage.registry.sent_since(before).await?;
     ensure!(warm.blob_bytes == 0, "a warm pull took {} blob bytes from the registry", warm.blob_bytes);
 
-    for docker in dockers {
+    // Row 113: one node goes without: dockerd is restarted without the proxy, and then there is no agent.
+    dockers.remove(0).stop().await?;
+    let route = Route { registry: &stage.registry.name, ca: &stage.registry.ca, proxy: None };
+    let without = Docker::start(world, &stage.cluster.agents[0].host, route).await?;
+    stage.cluster.agents[0].stop().await?;
+    let before = stage.registry.sent().await?;
+    without.forget(&stage.name).await?;
+    without.pull(&stage.name).await?;
+    without.verify(&stage.name, &stage.image).await?;
+    let direct = stage.registry.sent_since(before).await?;
+    ensure!(direct.blob_bytes == stage.image.bytes(), "without an agent {} bytes came directly", direct.blob_bytes);
+
+    for docker in dockers.into_iter().chain([without]) {
         docker.stop().await?;
     }
-    for agent in &mut stage.cluster.agents {
+    for agent in stage.cluster.agents.iter_mut().filter(|agent| agent.is_running()) {
         agent.stop().await?;
     }
-    Ok(summary(&cold))
+    Ok(format!("{}; {} MiB directly on a node without its agent", summary(&cold), direct.blob_bytes >> 20))
 }
 
 /// Three containerds with the agent as a mirror, which they ask with `?ns=`.
