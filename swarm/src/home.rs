@@ -157,7 +157,8 @@ impl Home {
         if !self.tasks.contains_key(&task) {
             self.make_room(now);
         }
-        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_holder(geometry, node, now);
+        let advertised = node != self.me;
+        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_holder(geometry, node, advertised, now);
     }
 
     /// Adds what gossip knows: `node` is getting `task`, so whoever comes is introduced to it, and learns from it where its
@@ -170,6 +171,12 @@ impl Home {
             self.make_room(now);
         }
         self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_downloader(geometry, node, now);
+    }
+
+    /// Whether somebody is known here to hold a piece of `task`.
+    #[must_use]
+    pub fn knows_holders(&self, task: &TaskId) -> bool {
+        self.tasks.get(task).is_some_and(Swarm::has_holders)
     }
 
     /// Whether this member keeps state for `task`.

@@ -68,6 +68,7 @@ impl Informer {
         members_known(roster.clone()).await;
         let mut told = BTreeSet::new();
         let mut questions = Vec::new();
+        let mut isolations = self.tracker.isolations();
         loop {
             let members: BTreeSet<NodeId> = roster.borrow_and_update().members.keys().copied().collect();
             let first = told.is_empty();
@@ -75,6 +76,12 @@ impl Informer {
             told = members;
             if first || !new.is_empty() {
                 self.tell(|home| first || new.contains(&home)).await;
+            }
+            // One may have begun and ended meanwhile.
+            if self.tracker.isolations() != isolations && !self.tracker.is_isolated() {
+                isolations = self.tracker.isolations();
+                told.clear();
+                continue;
             }
             let mut over = std::pin::pin!(self.tracker.isolation_over());
             loop {
@@ -86,6 +93,7 @@ impl Informer {
                     },
                     () = &mut over => {
                         // What was fetched meanwhile nobody knows of.
+                        isolations = self.tracker.isolations();
                         told.clear();
                         break;
                     }
@@ -118,10 +126,12 @@ impl Informer {
 
     fn note(&self, questions: &mut Vec<Question>, task: TaskId, home: NodeId) {
         let here = self.store.find(&task).is_some_and(|blob| !blob.held().is_empty());
-        if !here || questions.len() >= QUESTIONS_MAX {
+        let roster = self.gossip.roster();
+        let is_member = roster.borrow().members.contains_key(&home);
+        if !here || !is_member || questions.len() >= QUESTIONS_MAX {
             return;
         }
-        let members = self.gossip.roster().borrow().members.len() as u32;
+        let members = roster.borrow().members.len() as u32;
         let spread = (ANSWER_SPREAD * members).min(ANSWER_SPREAD_MAX);
         let due = Instant::now() + spread.mul_f64(rand::rng().random());
         questions.push(Question { task, home, due });
@@ -154,7 +164,8 @@ impl Informer {
     }
 }
 
-/// The next question of a home; `None` when gossip has ended. One that was lost in a burst is asked again by the next client.
+/// The next question of a home; `None` when gossip has ended. One that was lost in a burst is asked again when the next client
+/// comes, as long as the home knows of no holder.
 async fn question(events: &mut broadcast::Receiver<MembershipEvent>) -> Option<(TaskId, NodeId)> {
     loop {
         match events.recv().await {

@@ -2,6 +2,7 @@
 //! stream, or to this node's own [`Home`] if that is it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use darter_tracker::{
     ClientErrorRequest, EventBody, NodeId, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse,
     ReportPieceRequest, ReportPieceResponse, ServiceDownRequest, TaskId, Tracker, TrackerError,
 };
+use lru::LruCache;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -41,6 +43,13 @@ const CALLS_MAX: usize = 1024;
 
 /// How often the transport is asked whether this home's fetchers are alive.
 const PULSE: Duration = Duration::from_millis(100);
+
+/// A home whose pulse is so late has been held up.
+const HELD_UP: Duration = PULSE.saturating_mul(3);
+
+/// Everybody is asked about a task so often at the most, and the tasks of which that is remembered.
+const ASKED_AGAIN: Duration = Duration::from_secs(2);
+const ASKED_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// After a member was lost, a home that is asked for a task that nobody is known to hold asks everybody for this long: as long
 /// as gossip remembers the dead. In a cluster that loses nobody, a new image costs no such question.
@@ -92,16 +101,23 @@ async fn run_home(
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut received = BTreeMap::new();
     let mut lost = None;
+    let mut asked = LruCache::new(ASKED_MAX);
+    let mut felt = Instant::now();
     let mut events = gossip.as_ref().map(|gossip| gossip.events());
     let mut roster = gossip.as_ref().map(|gossip| gossip.roster());
     loop {
         tokio::select! {
             call = calls.recv() => match call {
                 Some(HomeCall { from, call, reply }) => {
+                    // This node was held up itself: nobody's silence is judged by that.
+                    if felt.elapsed() > HELD_UP {
+                        home.fetchers().into_iter().for_each(|fetcher| home.handle_alive(fetcher, Instant::now()));
+                        felt = Instant::now();
+                    }
                     // A caller that has given up is no error.
                     let _ = reply.send({
-                        let knowledge = Knowledge { store: &store, gossip: gossip.as_deref(), lost };
-                        answer(&mut home, &knowledge, from, call, Instant::now())
+                        let mut knowledge = Knowledge { store: &store, gossip: gossip.as_deref(), lost, asked: &mut asked };
+                        answer(&mut home, &mut knowledge, from, call, Instant::now())
                     });
                 }
                 None => return,
@@ -121,7 +137,10 @@ async fn run_home(
                     _ => {}
                 }
             }
-            _ = pulse.tick() => received = feel_pulse(&mut home, transport.as_ref(), &received),
+            _ = pulse.tick() => {
+                received = feel_pulse(&mut home, transport.as_ref(), &received);
+                felt = Instant::now();
+            }
             Some(members) = roster_change(&mut roster) => home.set_cluster_size(members),
         }
     }
@@ -166,7 +185,7 @@ async fn roster_change(roster: &mut Option<watch::Receiver<Arc<Roster>>>) -> Opt
     Some(receiver.borrow_and_update().members.len() + 1)
 }
 
-fn answer(home: &mut Home, knowledge: &Knowledge<'_>, from: NodeId, call: Call, now: Instant) -> Reply {
+fn answer(home: &mut Home, knowledge: &mut Knowledge<'_>, from: NodeId, call: Call, now: Instant) -> Reply {
     let result = match call {
         Call::Register(request) => {
             knowledge.teach(home, &request, now);
@@ -189,35 +208,45 @@ struct Knowledge<'a> {
     gossip: Option<&'a Gossip>,
     /// When the last member died or left.
     lost: Option<Instant>,
+    /// When everybody was asked about a task.
+    asked: &'a mut LruCache<TaskId, Instant>,
 }
 
 impl Knowledge<'_> {
-    /// Tells a home that does not know a task yet who holds it: this node itself, or whom gossip knows. If that is nobody, and
+    /// Tells a home that knows no holder of a task who holds it: this node itself, or whom gossip knows. If that is nobody, and
     /// the home that knew may be one of those who died lately, everybody is asked.
-    fn teach(&self, home: &mut Home, request: &RegisterRequest, now: Instant) {
+    fn teach(&mut self, home: &mut Home, request: &RegisterRequest, now: Instant) {
         /// In quarters: the whole blob, verified.
         const WHOLE: u8 = 4;
-        if home.knows(&request.task) {
+        let task = request.task;
+        if home.knows_holders(&task) {
             return;
         }
-        let task = request.task;
+        let unknown = !home.knows(&task);
         let own = self.store.find(&task).filter(|blob| blob.state().borrow().outcome == Outcome::Complete);
         if let Some(own) = &own {
             home.learn_holder(task, *own.geometry(), home.me(), now);
         }
         let Some(gossip) = self.gossip else { return };
         let holders = gossip.holders(&task);
-        if let Some(geometry) = gossip.geometry(&task).or(request.geometry) {
+        // Who asks has the length from the registry, which a member's word does not outweigh.
+        let announced = gossip.geometry(&task);
+        let cut = request.geometry.or(announced).filter(|cut| announced.is_none_or(|announced| announced == *cut));
+        if let Some(geometry) = cut {
             let me = home.me();
             for (node, quarters) in holders.iter().filter(|(node, _)| *node != me) {
                 match *quarters {
                     WHOLE => home.learn_holder(task, geometry, *node, now),
-                    _ => home.learn_downloader(task, geometry, *node, now),
+                    _ if unknown => home.learn_downloader(task, geometry, *node, now),
+                    _ => {}
                 }
             }
         }
         let recovering = self.lost.is_some_and(|lost| now.saturating_duration_since(lost) < RECOVERING);
-        if own.is_none() && holders.is_empty() && recovering {
+        let whole = holders.iter().any(|(_, quarters)| *quarters == WHOLE);
+        let asked = self.asked.get(&task).is_some_and(|asked| now.saturating_duration_since(*asked) < ASKED_AGAIN);
+        if own.is_none() && !whole && recovering && !asked {
+            self.asked.put(task, now);
             tracing::debug!(%task, "everybody is asked who holds it");
             gossip.publish(EventBody::Recover { task: Some(task) });
         }
@@ -315,7 +344,11 @@ impl GossipTracker {
 
     /// A member could not be reached, or was silent.
     pub fn member_failed(&self, node: NodeId) {
-        let others = self.peers.as_ref().map_or(0, |(_, roster)| roster.borrow().members.len());
+        // Who has left, or never was a member, does not answer anybody.
+        let others = match &self.peers {
+            Some((_, roster)) if roster.borrow().members.contains_key(&node) => roster.borrow().members.len(),
+            _ => return,
+        };
         if self.isolation.send_if_modified(|isolation| isolation.failed(node, others, Instant::now())) {
             self.metrics.isolations.inc();
             tracing::warn!(others, "isolated: no member answers this node, the registry alone is asked for a while");
@@ -333,6 +366,12 @@ impl GossipTracker {
         if self.isolation.send_if_modified(Isolation::answered) {
             tracing::info!("no longer isolated: a member answers");
         }
+    }
+
+    /// How often this node has isolated itself.
+    #[must_use]
+    pub fn isolations(&self) -> u64 {
+        self.metrics.isolations.get()
     }
 
     /// Waits for an isolation and then for its end: somebody answers, or it is time to try again.
@@ -388,7 +427,7 @@ impl GossipTracker {
         loop {
             match tokio::time::timeout(SILENCE, &mut asked).await {
                 Ok(outcome) => return outcome,
-                Err(_) if begin.elapsed() < CALL_TIMEOUT && received() > before => before = received(),
+                Err(_) if begin.elapsed() < CALL_TIMEOUT && received() != before => before = received(),
                 Err(_) => return Err("no answer in time".to_owned()),
             }
         }

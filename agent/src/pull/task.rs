@@ -218,6 +218,8 @@ impl Driver {
                 _ = pulse.tick() => {
                     self.feel_pulse();
                     self.reconsider_isolation();
+                    // A deadline that passed while something else was handled is not forgotten.
+                    self.core.handle_timeout(Instant::now());
                 }
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use darter_swarm::upload::{Admission, Ticket, Uploads};
+use darter_swarm::upload::{ACTIVE_TOTAL, Admission, Ticket, Uploads};
 use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
 use darter_tracker::{NodeId, PieceIndex, TaskId};
 use tokio::sync::{Semaphore, oneshot};
@@ -16,10 +16,10 @@ use crate::admin::metrics::Metrics;
 use crate::gossip::tracker::HomeHandle;
 use crate::net::{Incoming, NetError, Stream, Transport};
 use crate::pull::Flights;
-use crate::store::{Outcome, Store};
+use crate::store::{Outcome, Store, StoreError};
 
 /// Streams that are served at a time; further ones wait in the transport. A stream costs some kilobytes, and the bytes
-/// of pieces are bounded by [`darter_swarm::upload::ACTIVE_TOTAL`].
+/// of pieces are bounded by [`ACTIVE_TOTAL`] and [`LINGERING_MAX`].
 const STREAMS_MAX: usize = 4096;
 
 /// A stream that has not said what it wants by then is dropped.
@@ -34,6 +34,9 @@ const QUEUED_EVERY: Duration = Duration::from_millis(100);
 /// A peer from which nothing has come for this long, not even acknowledgements, takes no bytes: its upload goes on, and others
 /// get its slot. Two that die would else keep everybody else from what only this node has until their connections end.
 const SILENCE: Duration = Duration::from_millis(500);
+
+/// Uploads to silent peers that go on beside those that have slots: with them they bound the bytes of pieces in memory.
+const LINGERING_MAX: usize = 4 * ACTIVE_TOTAL;
 
 /// How often that is looked at.
 const PULSE: Duration = Duration::from_millis(100);
@@ -51,6 +54,7 @@ pub struct Uploader {
     home: HomeHandle,
     metrics: Arc<Metrics>,
     desk: Mutex<Desk>,
+    lingering: Semaphore,
 }
 
 /// Who is served and who waits. The lock is held for a look-up, never across an await.
@@ -86,7 +90,14 @@ impl Uploader {
     /// Serves what `store` holds and `flights` are getting, and passes tracker calls to `home`.
     #[must_use]
     pub fn new(store: Arc<Store>, flights: Arc<Flights>, home: HomeHandle, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { store, flights, home, metrics, desk: Mutex::default() })
+        Arc::new(Self {
+            store,
+            flights,
+            home,
+            metrics,
+            desk: Mutex::default(),
+            lingering: Semaphore::new(LINGERING_MAX),
+        })
     }
 
     /// Serves until `stopping`, then lets uploads finish for as long as `drain`.
@@ -180,15 +191,20 @@ impl Uploader {
             return Ok(());
         };
         let held = match self.store.find(&task) {
-            Some(blob) => {
-                blob.piece(piece).await.map_err(|error| tracing::debug!(%task, %error, "a piece is not served")).ok()
-            }
-            None => None,
+            Some(blob) => blob.piece(piece).await.map_err(|error| {
+                tracing::debug!(%task, %error, "a piece is not served");
+                // What cannot be read at this moment is not gone: the home would take it off its list.
+                if matches!(error, StoreError::Unreadable { .. }) { PieceReply::Busy } else { PieceReply::NotHeld }
+            }),
+            None => Err(PieceReply::NotHeld),
         };
-        let Some((proof, bytes)) = held else {
-            stream.send(&PieceReply::NotHeld).await?;
-            stream.finish();
-            return Ok(());
+        let (proof, bytes) = match held {
+            Ok(held) => held,
+            Err(reply) => {
+                stream.send(&reply).await?;
+                stream.finish();
+                return Ok(());
+            }
         };
         let length = bytes.len() as u32;
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
@@ -197,7 +213,11 @@ impl Uploader {
             stream.send_bytes(bytes).await?;
             stream.deliver().await
         };
-        hold_while_alive(slot, || transport.received(peer), sending).await?;
+        // A stream that is dropped tells the other side.
+        let Some(sent) = hold_while_alive(slot, &self.lingering, || transport.received(peer), sending).await else {
+            return Ok(());
+        };
+        sent?;
         self.metrics.peer_sent_bytes.inc_by(u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())
@@ -239,20 +259,30 @@ impl Uploader {
     }
 }
 
-/// Carries an upload through, and gives its slot up as soon as the peer is silent. `received` counts what comes from it.
-async fn hold_while_alive<S, T>(slot: S, received: impl Fn() -> u64, sending: impl Future<Output = T>) -> T {
+/// Carries an upload through, and gives its slot up as soon as the peer is silent; `None` if it is given up, as too many linger
+/// in that way. `received` counts what comes from the peer.
+async fn hold_while_alive<S, T>(
+    slot: S,
+    lingering: &Semaphore,
+    received: impl Fn() -> u64,
+    sending: impl Future<Output = T>,
+) -> Option<T> {
     let mut sending = std::pin::pin!(sending);
     let mut slot = Some(slot);
+    let mut lingers = None;
     let (mut before, mut heard) = (received(), Instant::now());
     loop {
         if let Ok(sent) = tokio::time::timeout(PULSE, &mut sending).await {
-            return sent;
+            drop(lingers);
+            return Some(sent);
         }
         let packets = received();
-        if packets > before {
+        if packets != before {
             (before, heard) = (packets, Instant::now());
-        } else if heard.elapsed() >= SILENCE {
-            slot.take();
+        } else if slot.is_some() && heard.elapsed() >= SILENCE {
+            slot = None;
+            // Its bytes are held on; where too many are, it is given up.
+            lingers = Some(lingering.try_acquire().ok()?);
         }
     }
 }
@@ -270,12 +300,21 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn uploads_to_the_silent_are_bounded() {
+        let begin = Instant::now();
+        let never = std::future::pending::<()>();
+        assert_eq!(hold_while_alive((), &Semaphore::new(0), || 0, never).await, None);
+        assert!(begin.elapsed() <= SILENCE + 2 * PULSE, "it is given up at once");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_silent_peer_loses_its_slot_and_not_its_upload() {
         let slot = Arc::new(());
         let packets = Cell::new(0);
         let begin = Instant::now();
         let sending = tokio::time::sleep(Duration::from_secs(5));
-        let upload = hold_while_alive(slot.clone(), || packets.get(), sending);
+        let lingering = Semaphore::new(1);
+        let upload = hold_while_alive(slot.clone(), &lingering, || packets.get(), sending);
         let watch = async {
             // Alive for two seconds, then silent.
             while begin.elapsed() < Duration::from_secs(2) {
@@ -286,7 +325,8 @@ mod tests {
             tokio::time::sleep(SILENCE + 2 * PULSE).await;
             assert_eq!(Arc::strong_count(&slot), 1, "others have the slot");
         };
-        tokio::join!(upload, watch);
+        let (sent, ()) = tokio::join!(upload, watch);
+        assert!(sent.is_some());
         assert_eq!(begin.elapsed().as_secs(), 5, "what was being sent was carried through");
     }
 }

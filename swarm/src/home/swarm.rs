@@ -103,6 +103,11 @@ impl Swarm {
         self.leases.heard(node, now);
     }
 
+    /// Whether somebody is known to hold a piece.
+    pub(super) fn has_holders(&self) -> bool {
+        self.holders.iter().any(|holders| *holders > 0)
+    }
+
     /// When a member last said something about the task.
     #[must_use]
     pub fn last_used(&self) -> Instant {
@@ -215,7 +220,9 @@ impl Swarm {
         self.last_used = now;
         self.leases.expire(now);
         let held = request.lease.map(|lease| self.leases.renew(lease, from, now).is_some());
-        for piece in request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece)) {
+        // Nobody has more to report than there is: a list that repeats itself would keep this home from all others.
+        let pieces = request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece));
+        for piece in pieces.take(geometry.pieces() as usize) {
             self.hold(from, piece);
         }
         let lease = match (request.lease, held) {
@@ -259,7 +266,8 @@ impl Swarm {
     fn withdraw(&mut self, node: NodeId, pieces: &[PieceRange]) {
         let Some(have) = self.members.get_mut(&node).and_then(|member| member.have.as_mut()) else { return };
         let total = have.pieces();
-        for piece in pieces.iter().flat_map(|run| run.iter().take_while(|piece| piece.0 < total)) {
+        let pieces = pieces.iter().flat_map(|run| run.iter().take_while(|piece| piece.0 < total));
+        for piece in pieces.take(total as usize) {
             if have.remove(piece) {
                 self.holders[piece.0 as usize] -= 1;
             }
@@ -274,13 +282,16 @@ impl Swarm {
         }
     }
 
-    pub(super) fn learn_holder(&mut self, geometry: Geometry, node: NodeId, now: Instant) {
+    /// Adds one who holds all of it. `advertised` tells that the whole cluster has heard so.
+    pub(super) fn learn_holder(&mut self, geometry: Geometry, node: NodeId, advertised: bool, now: Instant) {
         if self.agree(Some(geometry)).is_err() || self.members.len() >= MEMBERS_MAX {
             return;
         }
         self.last_used = now;
         self.members.entry(node).or_default();
-        self.advertisers.insert(node);
+        if advertised {
+            self.advertisers.insert(node);
+        }
         let full = Bitmap::full(self.geometry.map_or(0, |geometry| geometry.pieces()));
         self.merge(node, Some(&full));
     }
@@ -451,7 +462,7 @@ impl Swarm {
     /// Fills `from`'s neighbourhood up to [`DEGREE`] with the members that know the fewest others, and names it. Whoever
     /// failed several is left out: a neighbour is asked for pieces like a source.
     fn introduce(&mut self, from: NodeId, now: Instant, rng: &mut impl Rng) -> Vec<NodeId> {
-        let isolated = self.isolated(now);
+        let distrusted = self.distrusted(from, now);
         let Some(known) = self.members.get(&from).map(|member| member.neighbours.clone()) else { return Vec::new() };
         let wanted = DEGREE.saturating_sub(known.len());
         if wanted > 0 {
@@ -459,10 +470,7 @@ impl Swarm {
                 .members
                 .iter()
                 .filter(|(node, member)| {
-                    **node != from
-                        && !known.contains(node)
-                        && !isolated.contains(*node)
-                        && member.neighbours.len() < DEGREE_MAX
+                    !known.contains(node) && !distrusted.contains(*node) && member.neighbours.len() < DEGREE_MAX
                 })
                 .map(|(node, member)| (member.neighbours.len(), *node))
                 .collect();
@@ -478,7 +486,7 @@ impl Swarm {
         }
         // Everybody the asker knows of is named again: it may have lost one, and names are cheap.
         let neighbours = self.members.get(&from).into_iter().flat_map(|member| &member.neighbours);
-        neighbours.filter(|node| !isolated.contains(*node)).copied().collect()
+        neighbours.filter(|node| !distrusted.contains(*node)).copied().collect()
     }
 
     fn nominate(&mut self, node: NodeId) -> bool {

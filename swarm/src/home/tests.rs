@@ -389,3 +389,28 @@ fn complaints_about_oneself_and_of_strangers_do_not_count() {
     assert!(matches!(refused, Err(TrackerError::NotRegistered { .. })));
     assert!(is_named(&rig.pull(2, None, false), 9));
 }
+
+/// Lists from the wire are short in bytes and may name everything again and again; a home works for all tasks in turn.
+#[test]
+fn a_report_is_read_no_further_than_the_blob_has_pieces() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    rig.register(2);
+    let run = |first, count| PieceRange { first: PieceIndex(first), count };
+    let lacking = |piece| PullPieceRequest {
+        task: task(),
+        have: None,
+        lacking: vec![run(piece, 1)],
+        urgent: None,
+        can_fetch: false,
+    };
+    for (repeated, is_named) in [(255, true), (256, false)] {
+        let piece = 200 + u32::from(is_named);
+        let mut pieces = vec![run(0, 1); repeated];
+        pieces.push(run(piece, 1));
+        let request = ReportPieceRequest { task: task(), lease: None, pieces, release: false };
+        rig.home.report_piece(node(1), &request, rig.now).unwrap();
+        let answer = rig.home.pull_piece(node(2), &lacking(piece), rig.now).unwrap();
+        assert_eq!(matches!(answer, PullPieceResponse::Pieces(_)), is_named, "{answer:?}");
+    }
+}

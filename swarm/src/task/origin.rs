@@ -143,7 +143,8 @@ impl Origin {
 
     /// What open runs have still to bring.
     pub(super) fn under_way(&self) -> Vec<PieceRange> {
-        let left = |run: &Run| PieceRange { first: PieceIndex(run.next), count: run.pieces.end() - run.next };
+        let left =
+            |run: &Run| PieceRange { first: PieceIndex(run.next), count: run.pieces.end().saturating_sub(run.next) };
         self.runs.values().map(left).filter(|left| left.count > 0).collect()
     }
 
