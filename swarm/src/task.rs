@@ -144,7 +144,6 @@ impl Task {
 
     /// When to call [`Self::handle_timeout`] if nothing happens before.
     pub fn poll_timeout(&mut self, now: Instant) -> Instant {
-        self.note_lateness(now);
         let wake = self.next_deadline(now).max(now + TIMEOUT_MIN);
         self.expected_wake = Some(wake);
         wake
@@ -420,6 +419,9 @@ impl Task {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
+            self.grace_until = Some(now + GRACE);
+        }
         self.advance(now);
     }
 
@@ -445,7 +447,6 @@ impl Task {
 
     /// Restores what must hold after every event: calls are out, slots are used, runs go on, nobody waits in vain.
     fn advance(&mut self, now: Instant) {
-        self.note_lateness(now);
         if self.is_complete() {
             self.origin.stop_all(&mut self.actions);
         }
@@ -530,13 +531,6 @@ impl Task {
         if let Some(home) = self.link.registered_home().filter(hears) {
             let request = ClientErrorRequest { task: self.id, peer, pieces, kind };
             self.actions.push_back(Action::Blame { home, request });
-        }
-    }
-
-    /// Whatever is seen first after this node was held up: it was, and must not take its own pause for others' silence.
-    fn note_lateness(&mut self, now: Instant) {
-        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
-            self.grace_until = Some(now + GRACE);
         }
     }
 
