@@ -150,7 +150,8 @@ impl Cluster {
         }
         let directory = tempfile::Builder::new().prefix("darter-demo-").tempdir();
         let directory = directory.map_err(|source| ClusterError::File { path: std::env::temp_dir(), source })?;
-        let addresses = subnet.agents(options.agents).map_err(ClusterError::Addresses)?;
+        let addresses =
+            subnet.agents(options.agents, options.registry.address.port()).map_err(ClusterError::Addresses)?;
         let secret_file = directory.path().join("secret");
         write(&secret_file, &secret()?, PRIVATE_MODE)?;
         let ca_file = match &options.registry.authority_pem {

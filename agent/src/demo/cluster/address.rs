@@ -68,11 +68,12 @@ impl Subnet {
         host(self.network, 1)
     }
 
-    /// Addresses for `count` agents, at most 253: the usual ports where they are free, others where not.
-    pub(super) fn agents(&self, count: usize) -> io::Result<Vec<Addresses>> {
+    /// Addresses for `count` agents, at most 253: the usual ports where they are free, others where not, but none that the
+    /// registry listens on, since an agent dials no port of its own on its own host.
+    pub(super) fn agents(&self, count: usize, registry: u16) -> io::Result<Vec<Addresses>> {
         let mut taken = BTreeSet::new();
         let last_parts = 2..=u8::MAX - 1;
-        last_parts.take(count).map(|last| Addresses::choose(host(self.network, last), &mut taken)).collect()
+        last_parts.take(count).map(|last| Addresses::choose(host(self.network, last), registry, &mut taken)).collect()
     }
 }
 
@@ -81,19 +82,19 @@ fn host(network: Option<u8>, last: u8) -> IpAddr {
 }
 
 impl Addresses {
-    fn choose(ip: IpAddr, taken: &mut BTreeSet<SocketAddr>) -> io::Result<Self> {
+    fn choose(ip: IpAddr, registry: u16, taken: &mut BTreeSet<SocketAddr>) -> io::Result<Self> {
         Ok(Self {
-            proxy: free(ip, PROXY_PORT, taken)?,
-            peer: free(ip, PEER_PORT, taken)?,
-            gossip: free(ip, GOSSIP_PORT, taken)?,
-            admin: free(ip, ADMIN_PORT, taken)?,
+            proxy: free(ip, PROXY_PORT, registry, taken)?,
+            peer: free(ip, PEER_PORT, registry, taken)?,
+            gossip: free(ip, GOSSIP_PORT, registry, taken)?,
+            admin: free(ip, ADMIN_PORT, registry, taken)?,
         })
     }
 }
 
-/// A port of `ip` that is free for TCP and UDP and not in `taken`, which it is added to. Nothing holds it: another
+/// A port of `ip` that is free for TCP and UDP, not `registry`, and not in `taken`, which it is added to. Nothing holds it: another
 /// process may still be quicker, and then the agent says so.
-fn free(ip: IpAddr, preferred: u16, taken: &mut BTreeSet<SocketAddr>) -> io::Result<SocketAddr> {
+fn free(ip: IpAddr, preferred: u16, registry: u16, taken: &mut BTreeSet<SocketAddr>) -> io::Result<SocketAddr> {
     let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
     let ports = std::iter::once(preferred).chain(std::iter::repeat_n(0, PORT_TRIES));
     for port in ports {
@@ -102,7 +103,7 @@ fn free(ip: IpAddr, preferred: u16, taken: &mut BTreeSet<SocketAddr>) -> io::Res
             UdpSocket::bind(address).map(|_| address)
         });
         match opened {
-            Ok(address) if taken.insert(address) => return Ok(address),
+            Ok(address) if address.port() != registry && taken.insert(address) => return Ok(address),
             Ok(_) => {}
             Err(error) => failure = error,
         }
@@ -118,7 +119,7 @@ mod tests {
     #[test]
     fn two_clusters_have_nothing_in_common() {
         let (one, other) = (Subnet::claim().unwrap(), Subnet::claim().unwrap());
-        let all: Vec<Addresses> = [one.agents(5).unwrap(), other.agents(5).unwrap()].concat();
+        let all: Vec<Addresses> = [one.agents(5, 0).unwrap(), other.agents(5, 0).unwrap()].concat();
         let sockets = all.iter().flat_map(|own| [own.proxy, own.peer, own.gossip, own.admin]);
         assert_eq!(sockets.clone().collect::<BTreeSet<_>>().len(), 40);
         assert!(sockets.clone().all(|socket| socket.ip().is_loopback() && socket.port() != 0));
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn everybody_fits_on_one_address() {
         let subnet = Subnet { network: None, _claim: None };
-        let all = subnet.agents(10).unwrap();
+        let all = subnet.agents(10, 0).unwrap();
         let sockets: BTreeSet<_> = all.iter().flat_map(|own| [own.proxy, own.peer, own.gossip, own.admin]).collect();
         assert_eq!(sockets.len(), 40);
         assert!(sockets.iter().all(|socket| socket.ip() == Ipv4Addr::LOCALHOST));
@@ -141,6 +142,6 @@ mod tests {
         let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
         let udp = UdpSocket::bind((ip, 0)).unwrap();
         let address = udp.local_addr().unwrap();
-        assert_ne!(free(ip, address.port(), &mut BTreeSet::new()).unwrap(), address);
+        assert_ne!(free(ip, address.port(), 0, &mut BTreeSet::new()).unwrap(), address);
     }
 }
