@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use darter_swarm::holdings::QUARTERS_ALL;
 use darter_swarm::home::swarm::ADVERTISERS;
 use darter_swarm::membership::{MembershipEvent, Roster};
 use darter_tracker::{Bitmap, EventBody, Geometry, NodeId, RegisterRequest, TaskId, Tracker as _};
@@ -39,9 +40,6 @@ const ANSWER_SPREAD_MAX: Duration = Duration::from_secs(5);
 
 /// Questions that wait for their delay; a home that asks more at a time gets no answer to the rest from here.
 const QUESTIONS_MAX: usize = 64;
-
-/// In quarters: the whole blob.
-const WHOLE: u8 = 4;
 
 /// A home that asks who holds a blob, and when it is answered.
 struct Question {
@@ -138,7 +136,7 @@ impl Informer {
     }
 
     async fn answer(&self, task: TaskId, home: NodeId) {
-        let holders = self.gossip.holders(&task).into_iter().filter(|(_, quarters)| *quarters == WHOLE).count();
+        let holders = self.gossip.holders(&task).into_iter().filter(|(_, quarters)| *quarters == QUARTERS_ALL).count();
         let Some(blob) = self.store.find(&task).filter(|_| holders < ADVERTISERS) else { return };
         if !self.flights.active().contains(&task) {
             self.make_known(home, (task, *blob.geometry(), blob.held())).await;
@@ -147,7 +145,7 @@ impl Informer {
 
     /// Tells a home what is here of a blob, and the whole cluster if the home says so.
     async fn make_known(&self, home: NodeId, (task, geometry, have): (TaskId, Geometry, Bitmap)) {
-        let quarters = (u64::from(have.count()) * u64::from(WHOLE) / u64::from(geometry.pieces())) as u8;
+        let quarters = (u64::from(have.count()) * u64::from(QUARTERS_ALL) / u64::from(geometry.pieces())) as u8;
         let request = RegisterRequest::new(task, Some(geometry), Some(have));
         match self.tracker.register(home, request).await {
             Ok(response) if response.advertise && response.geometry == Some(geometry) => {

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use darter_swarm::holdings::QUARTERS_ALL;
 use darter_swarm::home::Home;
 use darter_swarm::isolation::Isolation;
 use darter_swarm::membership::{Member, MembershipEvent};
@@ -216,8 +217,6 @@ impl Knowledge<'_> {
     /// Tells a home that knows no holder of a task who holds it: this node itself, or whom gossip knows. If that is nobody, and
     /// the home that knew may be one of those who died lately, everybody is asked.
     fn teach(&mut self, home: &mut Home, request: &RegisterRequest, now: Instant) {
-        /// In quarters: the whole blob, verified.
-        const WHOLE: u8 = 4;
         let task = request.task;
         if home.knows_holders(&task) {
             return;
@@ -236,14 +235,14 @@ impl Knowledge<'_> {
             let me = home.me();
             for (node, quarters) in holders.iter().filter(|(node, _)| *node != me) {
                 match *quarters {
-                    WHOLE => home.learn_holder(task, geometry, *node, now),
+                    QUARTERS_ALL => home.learn_holder(task, geometry, *node, now),
                     _ if unknown => home.learn_downloader(task, geometry, *node, now),
                     _ => {}
                 }
             }
         }
         let recovering = self.lost.is_some_and(|lost| now.saturating_duration_since(lost) < RECOVERING);
-        let whole = holders.iter().any(|(_, quarters)| *quarters == WHOLE);
+        let whole = holders.iter().any(|(_, quarters)| *quarters == QUARTERS_ALL);
         let asked = self.asked.get(&task).is_some_and(|asked| now.saturating_duration_since(*asked) < ASKED_AGAIN);
         if own.is_none() && !whole && recovering && !asked {
             self.asked.put(task, now);
