@@ -86,11 +86,15 @@ impl Setting {
         Refused { code: output.status.code(), lines }
     }
 
-    /// The addresses that nothing else holds can be bound, so nobody listens there.
-    fn all_free(&self) {
+    /// The addresses that nothing else holds can be bound, so nobody listens there. Waited for, since whatever another test
+    /// starts meanwhile has this process's sockets too until it runs its own program.
+    async fn all_free(&self) {
+        let host = self.subnet.registry();
         for port in self.ports {
-            assert!(TcpListener::bind((self.subnet.registry(), port)).is_ok(), "port {port} over TCP");
-            assert!(UdpSocket::bind((self.subnet.registry(), port)).is_ok(), "port {port} over UDP");
+            crate::wait::until("nobody listens", async || {
+                TcpListener::bind((host, port)).is_ok() && UdpSocket::bind((host, port)).is_ok()
+            })
+            .await;
         }
     }
 }
@@ -151,7 +155,7 @@ async fn each_mistake_is_told_with_its_place() {
             "{bad}: {at}:{place}{contains}, not {:#?}",
             refused.lines
         );
-        setting.all_free();
+        setting.all_free().await;
     }
 }
 
@@ -169,7 +173,7 @@ async fn all_mistakes_are_told_at_once() {
         refused.lines.iter().map(|line| line.splitn(4, ':').take(3).collect::<Vec<_>>().join(":")).collect();
     let expected = ["1:40: node.advertise", "2:14: secret_file", "6:9: admin.lisen", "8:9: verify", "9:13: piece_size"];
     assert_eq!(places, expected, "{:#?}", refused.lines);
-    setting.all_free();
+    setting.all_free().await;
 }
 
 #[tokio::test]
@@ -188,7 +192,7 @@ async fn an_address_that_is_taken_starts_nothing() {
     }
     assert_eq!(refused.lines.len(), 3, "{:#?}", refused.lines);
     drop((taken, also, and));
-    setting.all_free();
+    setting.all_free().await;
 }
 
 /// So that the tests above mean something: without a mistake the agent does start.
