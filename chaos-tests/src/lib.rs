@@ -3,3 +3,4 @@
 //! Nothing here is linked into the agent, and the agent is only ever used as a binary.
 
 pub mod lab;
+pub mod sim;

@@ -1,12 +1,14 @@
 //! The home of a task: an ordinary agent that knows who wants it and who has it, and sees to it that every piece leaves
 //! the registry once.
 //!
+//! - [`introductions`] makes neighbours of them.
 //! - [`lease`] keeps which member may fetch which run of pieces from the registry.
 //! - [`swarm`] keeps the members of one task: what they hold, whom they know, who is blamed.
 //!
 //! All of it is soft state: whoever loses his home goes to the next in rank and says what he holds. Time comes in as an
 //! argument, randomness as a seed.
 
+pub mod introductions;
 pub mod lease;
 pub mod swarm;
 
@@ -17,9 +19,10 @@ use darter_tracker::{
     ClientErrorRequest, Geometry, NodeId, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse,
     ReportPieceRequest, ReportPieceResponse, ServiceDownRequest, TaskId, TrackerError,
 };
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng};
 
+use self::introductions::Zone;
 use self::swarm::Swarm;
 
 /// Tasks that one home keeps; at the bound the one unused longest is forgotten (its members register again). 4096
@@ -34,6 +37,8 @@ pub const TASK_IDLE: Duration = Duration::from_secs(3600);
 pub struct Home {
     me: NodeId,
     cluster_size: usize,
+    /// Members that stand in a zone.
+    zones: BTreeMap<NodeId, Zone>,
     tasks: BTreeMap<TaskId, Swarm>,
     next_lease: u64,
     rng: StdRng,
@@ -47,6 +52,7 @@ impl Home {
         Self {
             me,
             cluster_size: 1,
+            zones: BTreeMap::new(),
             tasks: BTreeMap::new(),
             next_lease: seed & (u64::MAX >> 1),
             rng: StdRng::seed_from_u64(seed),
@@ -64,6 +70,11 @@ impl Home {
         self.cluster_size = members.max(1);
     }
 
+    /// In which zones members stand; who is not named stands in none. It counts for those who register from now on.
+    pub fn set_zones(&mut self, zones: BTreeMap<NodeId, Zone>) {
+        self.zones = zones;
+    }
+
     /// Answers a Register.
     ///
     /// # Errors
@@ -79,7 +90,7 @@ impl Home {
             self.make_room(now);
         }
         let swarm = self.tasks.entry(request.task).or_insert_with(|| Swarm::new(request.task, now));
-        swarm.register(from, request, now, &mut self.next_lease, &mut self.rng)
+        swarm.register(from, request, now, &self.zones, &mut self.next_lease, &mut self.rng)
     }
 
     /// Answers a PullPiece.
@@ -157,8 +168,9 @@ impl Home {
         if !self.tasks.contains_key(&task) {
             self.make_room(now);
         }
-        let advertised = node != self.me;
-        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_holder(geometry, node, advertised, now);
+        let (advertised, place) = (node != self.me, self.place(node));
+        let swarm = self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now));
+        swarm.learn_holder(geometry, node, place, advertised, now);
     }
 
     /// Adds what gossip knows: `node` is getting `task`, so whoever comes is introduced to it, and learns from it where its
@@ -170,7 +182,8 @@ impl Home {
         if !self.tasks.contains_key(&task) {
             self.make_room(now);
         }
-        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_downloader(geometry, node, now);
+        let place = self.place(node);
+        self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_downloader(geometry, node, place, now);
     }
 
     /// Whether somebody is known here to hold a piece of `task`.
@@ -189,6 +202,11 @@ impl Home {
     #[must_use]
     pub fn tasks(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// A member's zone, and a draw for the order in which it is introduced.
+    fn place(&mut self, node: NodeId) -> (Zone, u64) {
+        (self.zones.get(&node).copied().unwrap_or_default(), self.rng.random())
     }
 
     fn make_room(&mut self, now: Instant) {

@@ -5,12 +5,13 @@
 //! virtual clock, in the simulator.
 //!
 //! [`identity`] holds the keys, [`membership`] knows who is there, [`holdings`] who has what, [`rendezvous`] says who is home of a task, [`home`] is that role, [`task`] is the
-//! downloader, [`isolation`] tells whether it is this node that fails, [`upload`] decides whom to serve, [`wire`] is what peers
+//! downloader, [`isolation`] tells whether it is this node that fails, [`upload`] decides whom to serve, [`intake`] how much may be on its way, [`wire`] is what peers
 //! say to each other.
 
 pub mod holdings;
 pub mod home;
 pub mod identity;
+pub mod intake;
 pub mod isolation;
 pub mod membership;
 pub mod rendezvous;

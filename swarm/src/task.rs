@@ -35,7 +35,6 @@ pub use self::action::{Action, Fallback, OriginFailure, ReaderId, RunId};
 use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
-use self::pick::Appetite;
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
 /// cost a thousand per GiB and neighbour, and availability that is 10 ms old does no harm.
@@ -62,13 +61,18 @@ pub struct Task {
     availability: Vec<u32>,
     link: Link,
     origin: Origin,
-    appetite: Appetite,
+    /// Neither held nor asked of a peer; what the registry is asked for is among it.
+    unasked: Bitmap,
+    /// Whether a turn could not be taken since this node had no room: none is asked for before it has.
+    starved: bool,
     readers: BTreeMap<ReaderId, Waiting>,
     /// Arrived, and not told to the neighbours yet, since when.
     untold: Vec<PieceIndex>,
     untold_since: Option<Instant>,
     grace_until: Option<Instant>,
     expected_wake: Option<Instant>,
+    /// The next deadline, as far as it was worked out since something last changed.
+    deadline: Option<Instant>,
     actions: VecDeque<Action>,
     rng: StdRng,
 }
@@ -94,15 +98,20 @@ impl Task {
             neighbours: BTreeMap::new(),
             link: Link::new(homes, now),
             origin: Origin::default(),
-            appetite: Appetite::default(),
+            unasked: Bitmap::new(geometry.pieces()),
+            starved: false,
             readers: BTreeMap::new(),
             untold: Vec::new(),
             untold_since: None,
             grace_until: None,
             expected_wake: None,
+            deadline: None,
             actions: VecDeque::new(),
             rng: StdRng::seed_from_u64(seed),
         };
+        for piece in task.have.missing() {
+            task.unasked.insert(piece);
+        }
         task.advance(now);
         task
     }
@@ -144,7 +153,9 @@ impl Task {
 
     /// When to call [`Self::handle_timeout`] if nothing happens before.
     pub fn poll_timeout(&mut self, now: Instant) -> Instant {
-        let wake = self.next_deadline(now).max(now + TIMEOUT_MIN);
+        let deadline = self.deadline.unwrap_or_else(|| self.next_deadline(now));
+        self.deadline = Some(deadline);
+        let wake = deadline.max(now + TIMEOUT_MIN);
         self.expected_wake = Some(wake);
         wake
     }
@@ -262,7 +273,13 @@ impl Task {
         let existing: Vec<PieceRange> = pieces.iter().filter_map(|run| self.existing(*run)).collect();
         let total = self.geometry.pieces() as usize;
         self.note_offers(peer, existing.into_iter().flat_map(PieceRange::iter).take(total));
-        self.advance(now);
+        // By far the most common event: all that can follow is that this neighbour is asked, or that what was fetched counts as
+        // passed on.
+        if self.origin.waits_to_pass_on() {
+            self.advance(now);
+        } else {
+            self.drive_request(peer, now);
+        }
     }
 
     /// A neighbour has told which home has it on its list.
@@ -315,20 +332,62 @@ impl Task {
 
     // === inputs: pieces ===
 
+    /// A peer offers the turn that it was asked for; it is taken only if this node has `room` for a piece, which
+    /// [`crate::intake`] decides. Without room no turn is asked for until [`Self::handle_room`] tells of some.
+    pub fn handle_turn(&mut self, peer: NodeId, room: bool, now: Instant) {
+        let waited = self.neighbours.get_mut(&peer).is_some_and(|neighbour| {
+            neighbour.heard(now);
+            neighbour.leave_line()
+        });
+        if waited && !self.is_complete() {
+            self.use_turn(peer, room, now);
+            self.drive_request(peer, now);
+        } else {
+            self.actions.push_back(Action::Decline { peer });
+        }
+    }
+
+    /// Whether [`Self::handle_room`] is waited for.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// This node has room for pieces again.
+    pub fn handle_room(&mut self, now: Instant) {
+        if std::mem::take(&mut self.starved) {
+            self.drive_requests(now);
+        }
+    }
+
+    /// A peer offers no turn. `kind` is `None` if it merely has too many others.
+    pub fn handle_turn_failed(&mut self, peer: NodeId, kind: Option<ErrorKind>, now: Instant) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        if !neighbour.fail_turn(kind, now, &mut self.rng) {
+            return;
+        }
+        if let Some(kind) = kind {
+            if kind != ErrorKind::Unreachable {
+                self.forget_offers(peer);
+            }
+            self.blame(peer, Vec::new(), kind);
+        }
+        self.advance(now);
+    }
+
     /// A piece came from a peer and is stored.
     pub fn handle_piece(&mut self, peer: NodeId, piece: PieceIndex, now: Instant) {
         if let Some(neighbour) = self.neighbours.get_mut(&peer) {
             neighbour.delivered(piece, now);
-            self.appetite.delivered();
         }
         self.arrived(piece, now);
         self.advance(now);
     }
 
-    /// Who owes an answer: the home, and every neighbour that was asked for a piece.
+    /// Who owes an answer: the home, and every neighbour that was asked for a turn or a piece.
     #[must_use]
     pub fn debtors(&self) -> Vec<NodeId> {
-        let asked = self.neighbours.iter().filter(|(_, neighbour)| neighbour.in_flight() > 0).map(|(peer, _)| *peer);
+        let asked = self.neighbours.iter().filter(|(_, neighbour)| !neighbour.owes_nothing()).map(|(peer, _)| *peer);
         asked.chain(self.link.debtor()).collect()
     }
 
@@ -338,6 +397,7 @@ impl Task {
             neighbour.heard(now);
         }
         self.link.heard(peer, now);
+        self.deadline = None;
     }
 
     /// A peer did not give a piece. `kind` is `None` if it was merely busy.
@@ -347,12 +407,10 @@ impl Task {
         if !neighbour.fail(piece, kind, now, &mut self.rng) {
             return;
         }
-        if kind.is_none() {
-            self.appetite.refused();
-        }
         if kind == Some(ErrorKind::NotFound) && neighbour.withdraw(piece) {
             self.availability[piece.0 as usize] -= 1;
         }
+        self.want_again(piece);
         if kind == Some(ErrorKind::Mismatch) {
             self.forget_offers(peer);
         }
@@ -428,6 +486,7 @@ impl Task {
     // === what follows from any input ===
 
     fn arrived(&mut self, piece: PieceIndex, now: Instant) {
+        self.unasked.remove(piece);
         for (peer, neighbour) in &mut self.neighbours {
             if neighbour.cancel(piece) {
                 self.actions.push_back(Action::Cancel { peer: *peer, piece });
@@ -447,8 +506,14 @@ impl Task {
 
     /// Restores what must hold after every event: calls are out, slots are used, runs go on, nobody waits in vain.
     fn advance(&mut self, now: Instant) {
+        self.deadline = None;
         if self.is_complete() {
             self.origin.stop_all(&mut self.actions);
+            for (peer, neighbour) in &mut self.neighbours {
+                if neighbour.leave_line() {
+                    self.actions.push_back(Action::Decline { peer: *peer });
+                }
+            }
         }
         self.expire_requests(now);
         self.tell_neighbours(now);
@@ -537,6 +602,11 @@ impl Task {
     /// Others are judged only by a node that is not late itself.
     fn may_judge(&self, now: Instant) -> bool {
         self.grace_until.is_none_or(|until| now >= until)
+    }
+
+    /// Something is to be looked at by `at`.
+    fn sooner(&mut self, at: Instant) {
+        self.deadline = self.deadline.map(|deadline| deadline.min(at));
     }
 
     fn next_deadline(&self, now: Instant) -> Instant {

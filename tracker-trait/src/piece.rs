@@ -299,6 +299,31 @@ impl Bitmap {
         ones(self.words.iter().map(|word| !word)).take_while(move |piece| piece.0 < pieces)
     }
 
+    /// Whether a piece is in both sets.
+    #[must_use]
+    pub fn intersects(&self, other: &Self) -> bool {
+        self.words.iter().zip(&other.words).any(|(one, other)| one & other != 0)
+    }
+
+    /// Adds the pieces of another set of the same length.
+    pub fn add_all(&mut self, other: &Self) {
+        self.combine(other, |one, other| one | other);
+    }
+
+    /// Takes the pieces of another set of the same length out.
+    pub fn remove_all(&mut self, other: &Self) {
+        self.combine(other, |one, other| one & !other);
+    }
+
+    fn combine(&mut self, other: &Self, with: impl Fn(u64, u64) -> u64) {
+        if self.pieces == other.pieces {
+            for (one, other) in self.words.iter_mut().zip(&other.words) {
+                *one = with(*one, *other);
+            }
+            self.count = self.words.iter().map(|word| word.count_ones()).sum();
+        }
+    }
+
     /// The pieces that are in `other` as well, in order.
     pub fn common<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = PieceIndex> + 'a {
         ones(self.words.iter().zip(&other.words).map(|(one, other)| one & other))
@@ -372,6 +397,15 @@ mod tests {
             prop_assert_eq!(bitmap.count() as usize, model.len());
             prop_assert!(bitmap.iter().map(|p| p.0).eq(model.iter().copied()));
             prop_assert_eq!(bitmap.prefix(), (0..pieces).take_while(|p| model.contains(p)).count() as u32);
+            let mut even = Bitmap::new(pieces);
+            (0..pieces).step_by(2).for_each(|piece| { even.insert(PieceIndex(piece)); });
+            prop_assert_eq!(bitmap.intersects(&even), model.iter().any(|p| p % 2 == 0));
+            let (mut both, mut odd) = (bitmap.clone(), bitmap.clone());
+            both.add_all(&even);
+            odd.remove_all(&even);
+            prop_assert_eq!(both.count() as usize, (0..pieces).filter(|p| p % 2 == 0 || model.contains(p)).count());
+            prop_assert!(odd.iter().map(|p| p.0).eq(model.iter().copied().filter(|p| p % 2 == 1)));
+            prop_assert_eq!(odd.count() as usize, odd.iter().count());
             let runs = PieceRange::gather(bitmap.iter());
             prop_assert!(runs.iter().flat_map(|r| r.iter()).eq(bitmap.iter()));
             prop_assert!(runs.windows(2).all(|w| w[0].end() < w[1].first.0));

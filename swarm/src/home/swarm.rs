@@ -10,16 +10,9 @@ use darter_tracker::{
 };
 use rand::Rng;
 use rand::RngExt as _;
-use rand::seq::SliceRandom as _;
 
+use super::introductions::{Introductions, Zone};
 use super::lease::{Leases, fetchers_max, run_length};
-
-/// Neighbours that a downloader is introduced to. More do not make it faster; fewer leave poorly connected nodes, which
-/// are the whole tail (simulated with 16 and 32 at 1000 nodes).
-pub const DEGREE: usize = 16;
-
-/// Neighbours beyond which a downloader is introduced to nobody else: the first to come would know everybody.
-pub const DEGREE_MAX: usize = DEGREE + DEGREE / 2;
 
 /// Members of one task that a home keeps; a cluster is smaller.
 pub const MEMBERS_MAX: usize = 16_384;
@@ -35,6 +28,11 @@ pub const BLAME_DECAY: Duration = Duration::from_secs(30);
 
 /// Distinct complainants after which a member is named to nobody, for [`BLAME_DECAY`]. One member's word is not enough.
 pub const BLAME_QUORUM: usize = 2;
+
+/// While members fetch, a piece that has been in the swarm for less than this is on its way to everybody through neighbours: its
+/// holder is named only to those whose reader waits for it. Otherwise all who have nothing yet would stand in line at the few
+/// fetchers.
+const SPREADING: Duration = Duration::from_secs(1);
 
 /// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
 /// second at most.
@@ -53,7 +51,12 @@ pub struct Swarm {
     members: BTreeMap<NodeId, MemberState>,
     /// Holders per piece.
     holders: Vec<u32>,
+    /// Since when each piece has had a holder, the last time that it had none before.
+    held_since: Vec<Option<Instant>>,
     leases: Leases,
+    introductions: Introductions,
+    /// Members that somebody has complained of: the few for whom it has to be looked up.
+    suspects: BTreeSet<NodeId>,
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
@@ -64,7 +67,6 @@ pub struct Swarm {
 struct MemberState {
     /// What it holds; `None` is nothing, also while the cut is unknown.
     have: Option<Bitmap>,
-    neighbours: BTreeSet<NodeId>,
     /// Whether it has spoken for itself; otherwise it is known by gossip only.
     registered: bool,
     /// Who was failed by this member, and when.
@@ -86,7 +88,10 @@ impl Swarm {
             geometry: None,
             members: BTreeMap::new(),
             holders: Vec::new(),
+            held_since: Vec::new(),
             leases: Leases::default(),
+            introductions: Introductions::default(),
+            suspects: BTreeSet::new(),
             advertisers: BTreeSet::new(),
             settling: None,
             last_used: now,
@@ -119,6 +124,7 @@ impl Swarm {
         from: NodeId,
         request: RegisterRequest,
         now: Instant,
+        zones: &BTreeMap<NodeId, Zone>,
         next_lease: &mut u64,
         rng: &mut impl Rng,
     ) -> Result<RegisterResponse, TrackerError> {
@@ -133,14 +139,18 @@ impl Swarm {
         // A member that registers again has started anew: nothing of what it held or leased before counts.
         self.forget_pieces(from);
         self.leases.release_all(from);
+        let draw = rng.random();
+        let zone = zones.get(&from).copied().unwrap_or_default();
+        self.introductions.enter(from, zone, draw);
+        self.suspects.remove(&from);
         let member = self.members.entry(from).or_default();
         member.registered = true;
         member.blamed_by.clear();
-        self.merge(from, request.have.as_ref());
+        self.merge(from, request.have.as_ref(), now);
         Ok(RegisterResponse {
             task: self.task,
             geometry: self.geometry,
-            neighbours: self.introduce(from, now, rng),
+            neighbours: self.introduce(from, now),
             advertise: self.nominate(from),
             leases: self.adopt(from, &request.runs, next_lease, now),
         })
@@ -178,12 +188,12 @@ impl Swarm {
         };
         self.last_used = now;
         self.leases.expire(now);
-        self.merge(from, request.have.as_ref());
+        self.merge(from, request.have.as_ref(), now);
         if self.members[&from].is_complete() {
             return Ok(PullPieceResponse::Finish { geometry });
         }
         let distrusted = self.distrusted(from, now);
-        let sources = self.sources(from, request, &distrusted, rng);
+        let sources = self.sources(from, request, &distrusted, now, rng);
         let urgent_served =
             request.urgent.is_none_or(|piece| sources.iter().any(|source| source.pieces.contains(piece)));
         if !sources.is_empty() && urgent_served {
@@ -205,7 +215,7 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, now, rng) })
+        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, now) })
     }
 
     pub(super) fn report_piece(
@@ -223,7 +233,7 @@ impl Swarm {
         // Nobody has more to report than there is: a list that repeats itself would keep this home from all others.
         let pieces = request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece));
         for piece in pieces.take(geometry.pieces() as usize) {
-            self.hold(from, piece);
+            self.hold(from, piece, now);
         }
         let lease = match (request.lease, held) {
             (Some(lease), Some(true)) if request.release => {
@@ -256,6 +266,7 @@ impl Swarm {
         {
             peer.blamed_by.retain(|_, at| now.saturating_duration_since(*at) < BLAME_DECAY);
             peer.blamed_by.insert(from, now);
+            self.suspects.insert(request.peer);
             if self.isolated(now).contains(&request.peer) {
                 self.leases.release_all(request.peer);
             }
@@ -274,26 +285,41 @@ impl Swarm {
         }
     }
 
-    pub(super) fn learn_downloader(&mut self, geometry: Geometry, node: NodeId, now: Instant) {
+    pub(super) fn learn_downloader(
+        &mut self,
+        geometry: Geometry,
+        node: NodeId,
+        (zone, draw): (Zone, u64),
+        now: Instant,
+    ) {
         if self.agree(Some(geometry)).is_ok() && self.members.len() < MEMBERS_MAX {
             self.last_used = now;
             self.members.entry(node).or_default();
+            self.introductions.enter(node, zone, draw);
             self.advertisers.insert(node);
         }
     }
 
     /// Adds one who holds all of it. `advertised` tells that the whole cluster has heard so.
-    pub(super) fn learn_holder(&mut self, geometry: Geometry, node: NodeId, advertised: bool, now: Instant) {
+    pub(super) fn learn_holder(
+        &mut self,
+        geometry: Geometry,
+        node: NodeId,
+        (zone, draw): (Zone, u64),
+        advertised: bool,
+        now: Instant,
+    ) {
         if self.agree(Some(geometry)).is_err() || self.members.len() >= MEMBERS_MAX {
             return;
         }
         self.last_used = now;
         self.members.entry(node).or_default();
+        self.introductions.enter(node, zone, draw);
         if advertised {
             self.advertisers.insert(node);
         }
         let full = Bitmap::full(self.geometry.map_or(0, |geometry| geometry.pieces()));
-        self.merge(node, Some(&full));
+        self.merge(node, Some(&full), now);
     }
 
     pub(super) fn remove(&mut self, node: NodeId) {
@@ -304,14 +330,18 @@ impl Swarm {
         self.leases.release_all(node);
         self.advertisers.remove(&node);
         self.members.remove(&node);
-        for member in self.members.values_mut() {
-            member.neighbours.remove(&node);
-            member.blamed_by.remove(&node);
+        self.introductions.leave(node);
+        self.suspects.remove(&node);
+        for suspect in self.suspects.clone() {
+            if let Some(member) = self.members.get_mut(&suspect) {
+                member.blamed_by.remove(&node);
+            }
         }
         if self.members.is_empty() {
             // A length that nobody could fetch by was wrong, and shall not keep those out who know better.
             self.geometry = None;
             self.holders.clear();
+            self.held_since.clear();
         }
     }
 
@@ -324,27 +354,32 @@ impl Swarm {
             (None, Some(offered)) => {
                 self.geometry = Some(offered);
                 self.holders = vec![0; offered.pieces() as usize];
+                self.held_since = vec![None; offered.pieces() as usize];
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn merge(&mut self, node: NodeId, have: Option<&Bitmap>) {
+    fn merge(&mut self, node: NodeId, have: Option<&Bitmap>, now: Instant) {
         // A bitmap of another cut says nothing about these pieces.
         let Some(have) = have.filter(|have| have.pieces() as usize == self.holders.len()) else { return };
-        let known = self.members.get(&node).and_then(|member| member.have.as_ref());
-        let news: Vec<PieceIndex> =
-            have.iter().filter(|piece| known.is_none_or(|known| !known.contains(*piece))).collect();
-        for piece in news {
-            self.hold(node, piece);
+        let mut news = have.clone();
+        if let Some(known) = self.members.get(&node).and_then(|member| member.have.as_ref()) {
+            news.remove_all(known);
+        }
+        for piece in news.iter() {
+            self.hold(node, piece, now);
         }
     }
 
-    fn hold(&mut self, node: NodeId, piece: PieceIndex) {
+    fn hold(&mut self, node: NodeId, piece: PieceIndex, now: Instant) {
         let Some(member) = self.members.get_mut(&node) else { return };
         let have = member.have.get_or_insert_with(|| Bitmap::new(self.holders.len() as u32));
         if have.insert(piece) {
+            if self.holders[piece.0 as usize] == 0 {
+                self.held_since[piece.0 as usize] = Some(now);
+            }
             self.holders[piece.0 as usize] += 1;
             self.leases.landed(piece);
         }
@@ -360,20 +395,28 @@ impl Swarm {
     /// The members that `asker` is not sent to: himself, and who failed him or several. They are few, so whether a piece
     /// can be had is what is left of its holders without them, and nobody goes through a thousand members per piece.
     fn distrusted(&self, asker: NodeId, now: Instant) -> BTreeSet<NodeId> {
-        let failed_him = |member: &MemberState| {
-            member.blamed_by.get(&asker).is_some_and(|at| now.saturating_duration_since(*at) < BLAME_DECAY)
+        let failed_him = |node: &&NodeId| {
+            let blamed_by = self.members.get(*node).and_then(|member| member.blamed_by.get(&asker));
+            blamed_by.is_some_and(|at| now.saturating_duration_since(*at) < BLAME_DECAY)
         };
-        let failing = self.members.iter().filter(|(_, member)| failed_him(member)).map(|(node, _)| *node);
+        let failing = self.suspects.iter().filter(failed_him).copied();
         self.isolated(now).into_iter().chain(failing).chain([asker]).collect()
     }
 
     /// The members that nobody is sent to, since they failed several.
     fn isolated(&self, now: Instant) -> BTreeSet<NodeId> {
+        if self.suspects.is_empty() {
+            return BTreeSet::new();
+        }
         let fresh = |at: &&Instant| now.saturating_duration_since(**at) < BLAME_DECAY;
         // Where only one is left who could complain, his word is all there is.
         let askers = self.members.values().filter(|member| !member.is_complete()).take(BLAME_QUORUM).count();
-        let failed_many = |member: &MemberState| member.blamed_by.values().filter(fresh).count() >= askers.max(1);
-        self.members.iter().filter(|(_, member)| failed_many(member)).map(|(node, _)| *node).collect()
+        let failed_many = |node: &&NodeId| {
+            let complaints =
+                self.members.get(*node).map_or(0, |member| member.blamed_by.values().filter(fresh).count());
+            complaints >= askers.max(1)
+        };
+        self.suspects.iter().filter(failed_many).copied().collect()
     }
 
     /// How many members hold `piece` and are not in `distrusted`.
@@ -390,15 +433,21 @@ impl Swarm {
         from: NodeId,
         request: &PullPieceRequest,
         distrusted: &BTreeSet<NodeId>,
+        now: Instant,
         rng: &mut impl Rng,
     ) -> Vec<PieceSource> {
+        // What is on its way to everybody is not fetched from where it began, unless a reader waits for it.
+        let spreading = |piece: PieceIndex| {
+            let since = self.held_since.get(piece.0 as usize).copied().flatten();
+            self.leases.fetchers() > 0 && since.is_some_and(|since| now.saturating_duration_since(since) < SPREADING)
+        };
         let wanted = request.urgent.into_iter().map(|first| PieceRange { first, count: 1 });
         let lacking = request.lacking.iter().copied().take(PullPieceRequest::LACKING_MAX);
         let mut sources: Vec<PieceSource> = Vec::new();
         let pieces = self.holders.len() as u32;
         for piece in wanted.chain(lacking).flat_map(|run| run.iter().take_while(|piece| piece.0 < pieces)) {
             let reachable = self.reachable(piece, distrusted);
-            if reachable == 0 || self.holds(from, piece) {
+            if reachable == 0 || self.holds(from, piece) || request.urgent != Some(piece) && spreading(piece) {
                 continue;
             }
             if let Some(last) = sources.last_mut()
@@ -411,9 +460,12 @@ impl Swarm {
             if sources.len() >= SOURCES_MAX {
                 break;
             }
+            // From a random member on, so that load spreads and nobody goes through a thousand members for a piece that many hold.
             let holds = |member: &MemberState| member.have.as_ref().is_some_and(|have| have.contains(piece));
-            let holders = self.members.iter().filter(|(node, member)| holds(member) && !distrusted.contains(*node));
-            if let Some((node, _)) = holders.take(reachable).nth(rng.random_range(0..reachable)) {
+            let start = NodeId::from_bytes(rng.random());
+            let members = self.members.range(start..).chain(self.members.range(..start));
+            let mut holders = members.filter(|(node, member)| holds(member) && !distrusted.contains(*node));
+            if let Some((node, _)) = holders.next() {
                 sources.push(PieceSource { node: *node, pieces: PieceRange { first: piece, count: 1 } });
             }
         }
@@ -459,34 +511,11 @@ impl Swarm {
         Some(PieceRange { first: first.first, count: first.count.min(length) })
     }
 
-    /// Fills `from`'s neighbourhood up to [`DEGREE`] with the members that know the fewest others, and names it. Whoever
-    /// failed several is left out: a neighbour is asked for pieces like a source.
-    fn introduce(&mut self, from: NodeId, now: Instant, rng: &mut impl Rng) -> Vec<NodeId> {
+    /// Introduces `from` to others, and names whom it knows. Whoever failed it or several is left out: a neighbour is asked for
+    /// pieces like a source.
+    fn introduce(&mut self, from: NodeId, now: Instant) -> Vec<NodeId> {
         let distrusted = self.distrusted(from, now);
-        let Some(known) = self.members.get(&from).map(|member| member.neighbours.clone()) else { return Vec::new() };
-        let wanted = DEGREE.saturating_sub(known.len());
-        if wanted > 0 {
-            let mut candidates: Vec<(usize, NodeId)> = self
-                .members
-                .iter()
-                .filter(|(node, member)| {
-                    !known.contains(node) && !distrusted.contains(*node) && member.neighbours.len() < DEGREE_MAX
-                })
-                .map(|(node, member)| (member.neighbours.len(), *node))
-                .collect();
-            candidates.shuffle(rng);
-            candidates.sort_by_key(|(degree, _)| *degree);
-            for (_, node) in candidates.into_iter().take(wanted) {
-                for (one, other) in [(from, node), (node, from)] {
-                    if let Some(member) = self.members.get_mut(&one) {
-                        member.neighbours.insert(other);
-                    }
-                }
-            }
-        }
-        // Everybody the asker knows of is named again: it may have lost one, and names are cheap.
-        let neighbours = self.members.get(&from).into_iter().flat_map(|member| &member.neighbours);
-        neighbours.filter(|node| !distrusted.contains(*node)).copied().collect()
+        self.introductions.introduce(from, &distrusted)
     }
 
     fn nominate(&mut self, node: NodeId) -> bool {

@@ -51,9 +51,19 @@ pub enum Action {
         /// With whom.
         peer: NodeId,
     },
-    /// Ask a peer for a piece; answer with `handle_piece` or `handle_piece_failed`.
-    Request {
+    /// Ask a peer for a turn; answer with `handle_turn` or `handle_turn_failed`.
+    Ask {
         /// Whom.
+        peer: NodeId,
+    },
+    /// No turn is wanted from that peer any more, or the one that it has offered is not taken; no answer.
+    Decline {
+        /// Who was asked.
+        peer: NodeId,
+    },
+    /// Take the turn that a peer has offered, for this piece; answer with `handle_piece` or `handle_piece_failed`.
+    Take {
+        /// Whose.
         peer: NodeId,
         /// Which.
         piece: PieceIndex,

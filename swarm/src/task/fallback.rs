@@ -89,17 +89,17 @@ impl Task {
         }
     }
 
-    /// Asks a second neighbour for a piece; tells whether one could be asked.
+    /// Asks others for a turn that have a piece, to take it when that comes; tells whether any does, or was asked already.
     fn hedge(&mut self, piece: PieceIndex, now: Instant) -> bool {
-        let other = self
-            .neighbours
-            .iter_mut()
-            .filter(|(_, neighbour)| neighbour.has(piece) && !neighbour.asked(piece) && neighbour.ready(now))
-            .min_by_key(|(_, neighbour)| neighbour.load());
-        let Some((peer, neighbour)) = other else { return false };
-        neighbour.ask(piece, self.geometry.piece_length(piece), now);
-        self.actions.push_back(Action::Request { peer: *peer, piece });
-        true
+        let gives = |neighbour: &Neighbour| neighbour.has(piece) && !neighbour.asked(piece);
+        let ready = |neighbour: &Neighbour| gives(neighbour) && neighbour.ready(now);
+        let asked = self.neighbours.values().any(|neighbour| gives(neighbour) && neighbour.is_in_line());
+        let others: Vec<_> =
+            self.neighbours.iter().filter(|(_, neighbour)| ready(neighbour)).map(|(peer, _)| *peer).collect();
+        for peer in &others {
+            self.ask(*peer, now);
+        }
+        asked || !others.is_empty()
     }
 
     /// Begins a run without a lease at `piece`; it is read only while no home answers.

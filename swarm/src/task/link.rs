@@ -353,11 +353,18 @@ impl Task {
         }
         let urgent = self.urgent(now);
         let wanted = self.wanted();
-        let mut lacking = PieceRange::gather(wanted.iter().filter(|piece| !self.offered(*piece, now)));
-        if lacking.is_empty() && urgent.is_none() {
+        let mut unoffered = wanted.clone().into_owned();
+        for neighbour in self.neighbours.values().filter(|neighbour| !neighbour.paused(now)) {
+            unoffered.remove_all(neighbour.offered());
+        }
+        // While neighbours give something they will give the rest: whoever is sent to others only stands in more lines.
+        let fed = unoffered.count() < wanted.count();
+        let can_fetch = self.origin.can_start(now);
+        if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
             return;
         }
+        let mut lacking = if fed { Vec::new() } else { PieceRange::gather(unoffered.iter()) };
         lacking.truncate(PullPieceRequest::LACKING_MAX);
         self.link.pull_sent = Some(now);
         let request = PullPieceRequest {
@@ -365,14 +372,9 @@ impl Task {
             have: Some(self.have.clone()).filter(|have| !have.is_empty()),
             lacking,
             urgent,
-            can_fetch: self.origin.can_start(now),
+            can_fetch,
         };
         self.actions.push_back(Action::Pull { home, request });
-    }
-
-    /// Whether a neighbour that is not left alone at present offers a piece.
-    fn offered(&self, piece: PieceIndex, now: Instant) -> bool {
-        self.neighbours.values().any(|neighbour| neighbour.has(piece) && !neighbour.paused(now))
     }
 }
 

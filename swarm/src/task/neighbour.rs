@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 /// others' neighbourhoods, and sources that the home named.
 pub const NEIGHBOURS_MAX: usize = 48;
 
-/// Pieces asked of one peer at a time: one on its way while the next waits in the sender's queue.
+/// Pieces taken from one peer at a time: one on its way while the next waits for the sender's link.
 pub const PIPELINE: usize = 2;
 
 /// A peer from which nothing comes for so long, not even an acknowledgement, has failed. How long a piece takes says nothing:
@@ -53,6 +53,9 @@ pub struct Neighbour {
     reconnect_at: Option<Instant>,
     /// Its home, as far as it has told.
     pub(super) home: Option<NodeId>,
+    /// Since when it has been asked for a turn that it has not offered.
+    in_line: Option<Instant>,
+    /// The pieces that were asked of it.
     requests: BTreeMap<PieceIndex, Request>,
     paused_until: Option<Instant>,
     failures: u32,
@@ -78,6 +81,7 @@ impl Neighbour {
             up: false,
             reconnect_at: None,
             home: None,
+            in_line: None,
             requests: BTreeMap::new(),
             paused_until: None,
             failures: 0,
@@ -121,7 +125,7 @@ impl Neighbour {
     /// Whether nothing is lost if another takes its place: no session, nothing asked for, nothing to give.
     pub(super) fn expendable(&self, have: &Bitmap, now: Instant) -> bool {
         let gives = !self.paused(now) && self.has.iter().any(|piece| !have.contains(piece));
-        !self.connected && self.requests.is_empty() && !gives
+        !self.connected && self.owes_nothing() && !gives
     }
 
     /// Whether it offers `piece`.
@@ -155,28 +159,48 @@ impl Neighbour {
         pieces
     }
 
-    /// Whether it may be asked for something at `now`.
+    /// Whether it offers one of `wanted`.
+    pub(super) fn offers_any(&self, wanted: &Bitmap) -> bool {
+        self.has.intersects(wanted)
+    }
+
+    /// All that it offers.
+    pub(super) fn offered(&self) -> &Bitmap {
+        &self.has
+    }
+
+    /// Whether it may be asked for a turn at `now`.
     #[must_use]
     pub fn ready(&self, now: Instant) -> bool {
-        self.requests.len() < PIPELINE && !self.paused(now)
+        self.in_line.is_none() && self.requests.len() < PIPELINE && !self.paused(now)
+    }
+
+    /// Whether it was asked for a turn that it has not offered yet.
+    #[must_use]
+    pub fn is_in_line(&self) -> bool {
+        self.in_line.is_some()
+    }
+
+    /// Whether it was asked for nothing, or has given it.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.in_line.is_none() && self.requests.is_empty()
+    }
+
+    /// Notes that it is asked for a turn; returns when its silence is to be judged.
+    pub(super) fn line_up(&mut self, now: Instant) -> Instant {
+        self.in_line = Some(now);
+        now + SILENCE
+    }
+
+    /// Notes that it waits for a turn no longer; tells whether it did.
+    pub(super) fn leave_line(&mut self) -> bool {
+        self.in_line.take().is_some()
     }
 
     /// Whether it is left alone at `now`.
     #[must_use]
     pub fn paused(&self, now: Instant) -> bool {
         self.paused_until.is_some_and(|until| now < until)
-    }
-
-    /// How many pieces it is asked for, and how long it usually takes: the fewer and shorter, the better.
-    #[must_use]
-    pub fn load(&self) -> (usize, Duration) {
-        (self.requests.len(), self.latency.unwrap_or(HEDGE_MIN))
-    }
-
-    /// How many pieces it is asked for.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.requests.len()
     }
 
     /// Whether it is asked for `piece`.
@@ -201,7 +225,7 @@ impl Neighbour {
     /// Whether nothing has come from it for a while since it was asked for `piece`.
     #[must_use]
     pub fn silent(&self, piece: PieceIndex, now: Instant) -> bool {
-        self.requests.get(&piece).is_some_and(|request| now >= self.alive(request) + HEDGE_SILENT)
+        self.requests.get(&piece).is_some_and(|request| now >= self.alive(request.since) + HEDGE_SILENT)
     }
 
     /// Notes that something has come from it.
@@ -209,14 +233,16 @@ impl Neighbour {
         self.heard = Some(now);
     }
 
-    /// When it was last known to be alive, as far as `request` is concerned.
-    fn alive(&self, request: &Request) -> Instant {
-        self.heard.map_or(request.since, |heard| heard.max(request.since))
+    /// When it was last known to be alive, as far as something that it was asked for at `since` is concerned.
+    fn alive(&self, since: Instant) -> Instant {
+        self.heard.map_or(since, |heard| heard.max(since))
     }
 
-    pub(super) fn ask(&mut self, piece: PieceIndex, bytes: u32, now: Instant) {
+    /// Notes that it is asked for a piece; returns when that is to be looked at.
+    pub(super) fn ask(&mut self, piece: PieceIndex, bytes: u32, now: Instant) -> Instant {
         let transfer = Duration::from_millis(u64::from(bytes) * 1000 / RATE_MIN);
         self.requests.insert(piece, Request { since: now, deadline: now + DEADLINE_BASE + transfer });
+        now + HEDGE_SILENT
     }
 
     pub(super) fn delivered(&mut self, piece: PieceIndex, now: Instant) {
@@ -234,9 +260,23 @@ impl Neighbour {
 
     /// Notes that a request failed; tells whether it was still open.
     pub(super) fn fail(&mut self, piece: PieceIndex, kind: Option<ErrorKind>, now: Instant, rng: &mut StdRng) -> bool {
-        if self.requests.remove(&piece).is_none() {
-            return false;
+        let open = self.requests.remove(&piece).is_some();
+        if open {
+            self.leave_alone(kind, now, rng);
         }
+        open
+    }
+
+    /// Notes that it offers no turn; tells whether it was still asked for one.
+    pub(super) fn fail_turn(&mut self, kind: Option<ErrorKind>, now: Instant, rng: &mut StdRng) -> bool {
+        let open = self.leave_line();
+        if open {
+            self.leave_alone(kind, now, rng);
+        }
+        open
+    }
+
+    fn leave_alone(&mut self, kind: Option<ErrorKind>, now: Instant, rng: &mut StdRng) {
         let pause = match kind {
             None => {
                 let pause = (BUSY_PAUSE * 2u32.saturating_pow(self.refusals.min(8))).min(BUSY_PAUSE_MAX);
@@ -251,13 +291,17 @@ impl Neighbour {
             Some(ErrorKind::Mismatch) => PAUSE_MAX,
         };
         self.pause_until(now + pause);
-        true
+    }
+
+    /// Whether nothing has come from it for so long that it offers no turn any more.
+    pub(super) fn line_is_dead(&self, now: Instant) -> bool {
+        self.in_line.is_some_and(|since| now >= self.alive(since) + SILENCE)
     }
 
     /// The requests that are given up, and whether because the peer is silent.
     pub(super) fn overdue(&self, now: Instant) -> Vec<(PieceIndex, bool)> {
         let overdue = |(piece, request): (&PieceIndex, &Request)| {
-            let silent = now >= self.alive(request) + SILENCE;
+            let silent = now >= self.alive(request.since) + SILENCE;
             (silent || now >= request.deadline).then_some((*piece, silent))
         };
         self.requests.iter().filter_map(overdue).collect()
@@ -268,10 +312,11 @@ impl Neighbour {
         self.requests
             .values()
             .flat_map(move |request| {
-                let alive = self.alive(request);
+                let alive = self.alive(request.since);
                 [request.since + hedge, alive + HEDGE_SILENT, alive + SILENCE, request.deadline]
             })
             .chain(self.paused_until)
+            .chain(self.in_line.map(|since| self.alive(since) + SILENCE))
             .filter(move |at| *at > now)
     }
 

@@ -191,6 +191,11 @@ impl Origin {
             && self.runs.values().all(|run| run.next + run.credit >= run.pieces.end())
     }
 
+    /// Whether something was fetched that no neighbour has taken yet.
+    pub(super) fn waits_to_pass_on(&self) -> bool {
+        !self.unpassed.is_empty()
+    }
+
     /// Whether no response is open.
     pub(super) fn idle(&self) -> bool {
         self.runs.is_empty()

@@ -1,0 +1,109 @@
+//! What nodes say to homes, and what homes answer.
+
+use darter_swarm::holdings::QUARTERS_ALL;
+use darter_tracker::NodeId;
+use serde::Serialize;
+
+use super::agenda::{Nanos, SECOND};
+use super::event::{Answer, Answered, Call, Called, Event, Layer, NodeNumber};
+use super::plan;
+use super::world::{PACKET_BYTES, World};
+
+/// A call to a member from which nothing comes fails after this: the agent's time.
+const CALL_FAILS: Nanos = 2 * SECOND;
+
+/// How many bytes something has on the wire. What cannot be encoded is never sent.
+pub(super) fn bytes_of(message: &impl Serialize) -> u64 {
+    postcard::experimental::serialized_size(message).unwrap_or(0) as u64
+}
+
+impl World {
+    pub(super) fn call(&mut self, node: NodeNumber, layer: Layer, home: NodeId, call: Call) {
+        let (to, key) = (plan::number(home), self.key());
+        let bytes = match &call {
+            Call::Register(request) => bytes_of(request),
+            Call::Pull(request) => bytes_of(request),
+            Call::Report(_, request) => bytes_of(request),
+            Call::Blame(request) => bytes_of(request),
+        };
+        if !matches!(call, Call::Blame(_)) {
+            self.pull(node, layer).open.insert(key);
+            self.after(CALL_FAILS, Event::CallFailed(node, layer, to, key));
+        }
+        let now = self.now;
+        self.tally.calls += 1;
+        self.nodes[to as usize].heard.note(bytes + PACKET_BYTES, now);
+        self.send(bytes, Event::Called(to, Box::new(Called { from: node, layer, key, call })));
+    }
+
+    pub(super) fn called(&mut self, node: NodeNumber, called: Called) {
+        let Called { from, layer, key, call } = called;
+        let (caller, now) = (self.nodes[from as usize].id, self.instant());
+        let (answer, bytes) = match call {
+            Call::Register(request) => {
+                self.teach(node, layer);
+                let answer = self.nodes[node as usize].home.register(caller, request, now);
+                let bytes = answer.as_ref().map_or(0, bytes_of);
+                (Answer::Register(answer), bytes)
+            }
+            Call::Pull(request) => {
+                let answer = self.nodes[node as usize].home.pull_piece(caller, &request, now);
+                let bytes = answer.as_ref().map_or(0, bytes_of);
+                (Answer::Pull(answer), bytes)
+            }
+            Call::Report(run, request) => {
+                let answer = self.nodes[node as usize].home.report_piece(caller, &request, now);
+                let bytes = answer.as_ref().map_or(0, bytes_of);
+                (Answer::Report(run, answer), bytes)
+            }
+            Call::Blame(request) => {
+                // It concerns a task that this home has forgotten, which is no news to it.
+                let _ = self.nodes[node as usize].home.report_error(caller, &request, now);
+                return;
+            }
+        };
+        let now = self.now;
+        self.nodes[node as usize].heard.note(bytes + PACKET_BYTES, now);
+        self.send(bytes, Event::Answered(from, Box::new(Answered { home: node, layer, key, answer })));
+    }
+
+    /// Tells a home that knows of no holder what gossip has told, as the agent does.
+    fn teach(&mut self, node: NodeNumber, layer: Layer) {
+        let content = &self.layers[layer as usize];
+        let (id, geometry, now) = (content.id, content.geometry, self.instant());
+        let home = &mut self.nodes[node as usize].home;
+        if home.knows_holders(&id) {
+            return;
+        }
+        let unknown = !home.knows(&id);
+        for (heard, other, quarters) in &self.gossip[layer as usize] {
+            if *heard > self.now || *other == node {
+                continue;
+            }
+            let other = plan::name(*other, self.scenario.seed);
+            let home = &mut self.nodes[node as usize].home;
+            match *quarters {
+                QUARTERS_ALL => home.learn_holder(id, geometry, other, now),
+                _ if unknown => home.learn_downloader(id, geometry, other, now),
+                _ => {}
+            }
+        }
+    }
+
+    /// Where neighbours have other homes, the one of the highest rank shall be everybody's.
+    pub(super) fn compare_homes(&mut self, node: NodeNumber, layer: Layer) {
+        let task = &self.nodes[node as usize].pulls[layer as usize].task;
+        let Some(ours) = task.registered_home() else { return };
+        let others = task.other_homes();
+        if others.is_empty() {
+            return;
+        }
+        let known = others.into_iter().filter(|home| self.knows(node, *home)).chain([ours]);
+        let id = self.layers[layer as usize].id;
+        let ranked = darter_swarm::rendezvous::order(&id, known.map(|home| (home, darter_tracker::Role::Node)));
+        if let Some(best) = ranked.first().copied().filter(|best| *best != ours) {
+            let (homes, now) = (self.homes(node, layer), self.instant());
+            self.with(node, layer, |task| task.handle_rival(best, homes, now));
+        }
+    }
+}

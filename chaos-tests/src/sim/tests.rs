@@ -1,0 +1,106 @@
+//! Small runs of the simulator.
+
+use super::trace::{Filter, record, replay};
+use super::*;
+
+fn scenario(change: impl FnOnce(&mut Scenario)) -> Scenario {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        scenario: Scenario,
+    }
+    let mut scenario = <Line as clap::Parser>::parse_from(["sim"]).scenario;
+    (scenario.nodes, scenario.image) = (40, 32 << 20);
+    change(&mut scenario);
+    assert_eq!(scenario.check(), Ok(()));
+    scenario
+}
+
+fn of(scenario: &Scenario) -> Report {
+    play(scenario, &mut |_, _| ())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_byte_for_byte() {
+    let scenario = scenario(|it| (it.loss, it.kill, it.lying, it.layers) = (0.01, 2, 0.05, 3));
+    let run = || {
+        let mut record_ = Vec::new();
+        let report = record(&scenario, &mut record_).expect("memory can be written");
+        (record_, serde_json::to_string(&report).expect("a report can be written"))
+    };
+    let (one, other) = (run(), run());
+    assert!(one == other, "two runs of one seed differ");
+    let another = Scenario { seed: scenario.seed + 1, ..scenario.clone() };
+    assert_ne!(serde_json::to_string(&of(&another)).expect("it can be written"), one.1);
+}
+
+#[test]
+fn a_record_is_played_again_and_one_that_differs_is_found_out() {
+    let scenario = scenario(|it| it.nodes = 5);
+    let mut written = Vec::new();
+    let report = record(&scenario, &mut written).expect("memory can be written");
+    let mut shown = 0;
+    let again = replay(written.as_slice(), Filter::default(), |_| shown += 1).expect("nothing has changed");
+    assert_eq!((again, shown), (Some(report.clone()), report.events as usize));
+    let only = Filter { node: Some(3), ..Filter::default() };
+    let mut lines = Vec::new();
+    replay(written.as_slice(), only, |line| lines.push(line.to_owned())).expect("nothing has changed");
+    assert!(!lines.is_empty() && lines.len() < shown);
+    let text = String::from_utf8(written).expect("a record is text");
+    let forged = text.replacen("Asked(", "Asking(", 1);
+    let error = replay(forged.as_bytes(), Filter::default(), |_| ()).expect_err("it differs");
+    assert!(error.to_string().contains("Asking("), "{error}");
+}
+
+#[test]
+fn a_calm_pull_costs_one_copy_and_little_more_than_the_bound() {
+    for nodes in [2, 16, 100] {
+        let report = of(&scenario(|it| it.nodes = nodes));
+        assert_eq!((report.done, report.unfinished), (nodes, 0));
+        assert!(report.egress <= 1.02, "{report:?}");
+        assert!(report.last <= 1.35 && report.p50 <= report.last, "{report:?}");
+    }
+}
+
+#[test]
+fn a_node_alone_reads_as_fast_as_its_link() {
+    let report = of(&scenario(|it| it.nodes = 1));
+    assert!((report.egress - 1.0).abs() < 1e-9 && report.last < 1.1, "{report:?}");
+    assert_eq!(report.registry_requests, 1);
+}
+
+#[test]
+fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
+    let cases: [(&str, fn(&mut Scenario)); 4] = [
+        ("dead", |it| it.kill = 4),
+        ("frozen", |it| it.freeze = 4),
+        ("lying", |it| it.lying = 0.2),
+        ("lazy", |it| it.lazy = 0.2),
+    ];
+    for (name, change) in cases {
+        let report = of(&scenario(change));
+        assert_eq!(report.unfinished, 0, "{name}: {report:?}");
+        assert!(report.egress <= 1.4, "{name}: {report:?}");
+    }
+}
+
+#[test]
+fn a_registry_with_trouble_is_asked_until_it_answers() {
+    let report = of(&scenario(|it| (it.registry_errors, it.registry_requests_max) = (0.3, Some(3))));
+    assert_eq!(report.unfinished, 0);
+    assert!(report.registry_refusals > 0 && report.egress < 1.2, "{report:?}");
+}
+
+#[test]
+fn a_sweep_writes_a_table_and_a_plot() {
+    let out = tempfile::tempdir().expect("there is room");
+    let scenario = scenario(|it| it.image = 4 << 20);
+    let files = sweep::run(&scenario, "nodes=2,4", 2, out.path(), |_| ()).expect("it can be written");
+    let table = std::fs::read_to_string(&files[0]).expect("it is there");
+    assert_eq!(table.lines().count(), 1 + 4);
+    assert!(table.lines().nth(3).is_some_and(|row| row.starts_with("nodes,4,1,")), "{table}");
+    let plot = std::fs::read_to_string(&files[1]).expect("it is there");
+    assert!(plot.starts_with("<svg") && plot.contains("egress / image"), "{plot}");
+    assert!(sweep::run(&scenario, "knots=1", 1, out.path(), |_| ()).is_err());
+    assert!(sweep::run(&scenario, "nodes=0", 1, out.path(), |_| ()).is_err());
+}
