@@ -64,6 +64,8 @@ pub struct Task {
     origin: Origin,
     appetite: Appetite,
     readers: BTreeMap<ReaderId, Waiting>,
+    /// It is fetched ahead of anybody's reading.
+    background: bool,
     /// Arrived, and not told to the neighbours yet, since when.
     untold: Vec<PieceIndex>,
     untold_since: Option<Instant>,
@@ -96,6 +98,7 @@ impl Task {
             origin: Origin::default(),
             appetite: Appetite::default(),
             readers: BTreeMap::new(),
+            background: false,
             untold: Vec::new(),
             untold_since: None,
             grace_until: None,
@@ -415,6 +418,15 @@ impl Task {
     pub fn handle_reader_gone(&mut self, reader: ReaderId, now: Instant) {
         self.readers.remove(&reader);
         self.advance(now);
+    }
+
+    /// Whether the blob is fetched ahead of anybody's reading it: then it takes little from peers, whose links and this node's
+    /// are for what is read.
+    pub fn handle_background(&mut self, background: bool, now: Instant) {
+        if self.background != background {
+            self.background = background;
+            self.advance(now);
+        }
     }
 
     /// Time has passed.

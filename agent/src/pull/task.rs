@@ -8,6 +8,7 @@ mod homes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use darter_swarm::task::{Action, Fallback, OriginFailure, ReaderId, RunId, Task};
@@ -34,6 +35,9 @@ use crate::store::{Outcome, Progress, StoreError};
 
 /// With no client left for this long the pull ends and the partial stays (D9).
 const READERLESS: Duration = Duration::from_secs(5);
+
+/// The same for a pull that was ahead of its client and was given up: the client may be coming for it at this moment.
+const GIVEN_UP: Duration = Duration::from_secs(1);
 
 /// With the registry refusing every client, peers get this long to deliver before the clients are told.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(5);
@@ -125,6 +129,8 @@ pub(super) struct Driver {
     received: BTreeMap<NodeId, u64>,
     origins: Origins,
     readers: BTreeMap<ReaderId, PieceIndex>,
+    /// It is fetched ahead of a client's asking.
+    ahead: bool,
     /// Peers are left out: the blob failed its digest before.
     alone: bool,
     /// This node isolates itself: nobody is asked, and whoever comes is welcome.
@@ -178,6 +184,7 @@ impl Driver {
             received: BTreeMap::new(),
             origins,
             readers: BTreeMap::new(),
+            ahead: false,
             alone,
             isolated,
             readerless_since: Some(now),
@@ -297,7 +304,11 @@ impl Driver {
             }
         }
         self.readers = reading;
-        self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
+        let ahead = self.flight.ahead.load(Ordering::Acquire) > 0;
+        let given_up = std::mem::replace(&mut self.ahead, ahead) && !ahead;
+        let since = if given_up { now.checked_sub(READERLESS - GIVEN_UP).unwrap_or(now) } else { now };
+        self.readerless_since = (self.readers.is_empty() && !ahead).then(|| self.readerless_since.unwrap_or(since));
+        self.core.handle_background(ahead && self.readers.is_empty(), now);
     }
 
     /// Takes one event in.

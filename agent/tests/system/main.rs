@@ -15,6 +15,7 @@ mod wait;
 mod wire;
 
 mod activation;
+mod ahead;
 mod alone;
 mod cold;
 mod corrupt;

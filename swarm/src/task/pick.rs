@@ -19,6 +19,9 @@ const IN_FLIGHT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const IN_FLIGHT_MIN: usize = 4;
 const IN_FLIGHT_MAX: usize = 32;
 
+/// Pieces asked of peers at a time for a blob that is fetched ahead of its reading: one that comes, one that is waited for.
+const BACKGROUND: usize = 2;
+
 /// How many pieces a downloader asks for at a time. The places at all senders together are four per node, so in a large
 /// swarm more requests than that only come back as busy (with 32 each, fifty nodes spent a core on refusing each other). Each
 /// delivery raises the number and each refusal lowers it, so that there is about one refusal for two deliveries.
@@ -77,7 +80,7 @@ impl Task {
             return;
         }
         let size = u64::from(self.geometry.piece_size().bytes());
-        let budget = self.appetite.pieces(size);
+        let budget = if self.background { BACKGROUND } else { self.appetite.pieces(size) };
         let mut wanted = self.wanted();
         let windows: BTreeSet<PieceIndex> = self.readers.values().map(|waiting| waiting.piece).collect();
         let late = self.late(now);
