@@ -2,12 +2,14 @@
 //! the registry once.
 //!
 //! - [`lease`] keeps which member may fetch which run of pieces from the registry.
+//! - [`pause`] keeps which registries are to be left alone.
 //! - [`swarm`] keeps the members of one task: what they hold, whom they know, who is blamed.
 //!
 //! All of it is soft state: whoever loses his home goes to the next in rank and says what he holds. Time comes in as an
 //! argument, randomness as a seed.
 
 pub mod lease;
+pub mod pause;
 pub mod swarm;
 
 use std::collections::{BTreeMap, BTreeSet};

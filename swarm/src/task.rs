@@ -64,6 +64,8 @@ pub struct Task {
     origin: Origin,
     appetite: Appetite,
     readers: BTreeMap<ReaderId, Waiting>,
+    /// Pieces that readers wait for and that somebody offers, and since when.
+    stranded: BTreeMap<PieceIndex, Instant>,
     /// It is fetched ahead of anybody's reading.
     background: bool,
     /// Arrived, and not told to the neighbours yet, since when.
@@ -98,6 +100,7 @@ impl Task {
             origin: Origin::default(),
             appetite: Appetite::default(),
             readers: BTreeMap::new(),
+            stranded: BTreeMap::new(),
             background: false,
             untold: Vec::new(),
             untold_since: None,
@@ -210,7 +213,8 @@ impl Task {
                 self.meet_sources(&sources, now);
                 self.link.pull_at(now + link::PULL_INTERVAL);
             }
-            PullPieceResponse::Wait { retry_after, neighbours } => {
+            PullPieceResponse::Wait { retry_after, neighbours, paused } => {
+                self.origin.pause(paused.0, now);
                 self.meet(&neighbours, now);
                 self.link.pull_at(now + retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX));
             }
@@ -529,11 +533,12 @@ impl Task {
         }
     }
 
-    fn forget_offers(&mut self, peer: NodeId) {
-        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
-        for piece in neighbour.withdraw_all() {
+    fn forget_offers(&mut self, peer: NodeId) -> Vec<PieceIndex> {
+        let offered = self.neighbours.get_mut(&peer).map(Neighbour::withdraw_all).unwrap_or_default();
+        for piece in &offered {
             self.availability[piece.0 as usize] -= 1;
         }
+        offered
     }
 
     fn blame(&mut self, peer: NodeId, pieces: Vec<PieceRange>, kind: ErrorKind) {
@@ -564,6 +569,7 @@ impl Task {
             .flatten()
             .chain(requests)
             .chain(fallbacks)
+            .chain(self.stranded.values().map(|since| *since + fallback::STRANDED).filter(|at| *at > now))
             .chain(self.link.deadlines(now))
             .chain(self.origin.deadlines(now))
             .min()

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, ErrorKind, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
+    Added, Bitmap, ClientErrorRequest, ErrorKind, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
     PieceSource, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest,
     ReportPieceResponse, TaskId, TrackerError,
 };
@@ -13,6 +13,7 @@ use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
 use super::lease::{Leases, fetchers_max, run_length};
+use super::pause::Pauses;
 
 /// Neighbours that a downloader is introduced to. More do not make it faster; fewer leave poorly connected nodes, which
 /// are the whole tail (simulated with 16 and 32 at 1000 nodes).
@@ -54,6 +55,7 @@ pub struct Swarm {
     /// Holders per piece.
     holders: Vec<u32>,
     leases: Leases,
+    pauses: Pauses,
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
@@ -87,6 +89,7 @@ impl Swarm {
             members: BTreeMap::new(),
             holders: Vec::new(),
             leases: Leases::default(),
+            pauses: Pauses::default(),
             advertisers: BTreeSet::new(),
             settling: None,
             last_used: now,
@@ -189,7 +192,9 @@ impl Swarm {
         if !sources.is_empty() && urgent_served {
             return Ok(PullPieceResponse::Pieces(sources));
         }
+        let paused = self.pauses.left(request.registry.0, now);
         if request.can_fetch
+            && paused.is_none()
             && let Some(pieces) = self.next_run(from, request, &distrusted, now, cluster_size)
         {
             *next_lease += 1;
@@ -205,7 +210,9 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, now, rng) })
+        let retry_after = self.retry_after().max(paused.map_or(Duration::ZERO, |pause| pause.left));
+        let neighbours = self.introduce(from, now, rng);
+        Ok(PullPieceResponse::Wait { retry_after, neighbours, paused: Added(paused) })
     }
 
     pub(super) fn report_piece(
@@ -220,6 +227,10 @@ impl Swarm {
         self.last_used = now;
         self.leases.expire(now);
         let held = request.lease.map(|lease| self.leases.renew(lease, from, now).is_some());
+        if let Some(pause) = request.pause.0.filter(|_| held == Some(true)) {
+            tracing::debug!(task = %self.task, %from, ?pause, "the registry wants to be left alone");
+            self.pauses.told(from, pause, now);
+        }
         // Nobody has more to report than there is: a list that repeats itself would keep this home from all others.
         let pieces = request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece));
         for piece in pieces.take(geometry.pieces() as usize) {
