@@ -17,6 +17,7 @@ mod wire;
 mod activation;
 mod ahead;
 mod alone;
+mod busy;
 mod cold;
 mod corrupt;
 mod deploy;
