@@ -111,6 +111,11 @@ impl Swarm {
         self.holders.iter().any(|holders| *holders > 0)
     }
 
+    /// How many pieces the task has; 0 while its cut is unknown.
+    pub(super) fn pieces(&self) -> usize {
+        self.holders.len()
+    }
+
     /// When a member last said something about the task.
     #[must_use]
     pub fn last_used(&self) -> Instant {

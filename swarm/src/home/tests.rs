@@ -437,3 +437,26 @@ fn a_report_is_read_no_further_than_the_blob_has_pieces() {
         assert_eq!(matches!(answer, PullPieceResponse::Pieces(_)), is_named, "{answer:?}");
     }
 }
+
+#[test]
+fn invented_tasks_do_not_fill_the_memory_nor_drive_out_what_is_pulled() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    rig.register(2);
+    // As many pieces as a task may have.
+    let most = Geometry::new(1 << 40, PieceSize::new(16 << 20).unwrap()).unwrap();
+    assert_eq!(most.pieces(), 65_536);
+    for n in 0..1000_u32 {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&n.to_le_bytes());
+        let invented = TaskId::blob(Digest::Sha256(digest));
+        rig.home.register(node(3), RegisterRequest::new(invented, Some(most), None), rig.now).unwrap();
+        assert!(rig.home.tasks.values().map(Swarm::pieces).sum::<usize>() <= PIECES_MAX);
+        rig.now += Duration::from_millis(10);
+        if n % 10 == 0 {
+            rig.pull(1, None, false);
+        }
+    }
+    assert!(rig.home.knows(&task()), "it is being pulled");
+    assert_eq!(rig.home.tasks(), 1 + (PIECES_MAX - 256) / 65_536);
+}
