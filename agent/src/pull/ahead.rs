@@ -210,7 +210,7 @@ impl<T: Clone> Ahead<T> {
         if let Some(id) = self.orphans.pop() {
             return Some(Move::Stop { id });
         }
-        if let Some(id) = self.images.iter_mut().find_map(|image| image.to_stop(now)) {
+        if let Some(id) = self.images.iter_mut().find_map(|image| image.next_to_stop(now)) {
             return Some(Move::Stop { id });
         }
         if self.running() >= RUNNING_MAX {
@@ -219,7 +219,7 @@ impl<T: Clone> Ahead<T> {
         // The client that came last is the likeliest to be there still.
         for image in self.images.iter_mut().rev() {
             let Some(how) = image.how.clone() else { continue };
-            if let Some(layer) = image.to_start() {
+            if let Some(layer) = image.next_to_start() {
                 self.next += 1;
                 let id = AheadId(self.next);
                 (layer.started, layer.tried) = (Some(Started { id, running: true, bytes: 0 }), true);
@@ -315,7 +315,7 @@ impl<T> Image<T> {
     }
 
     /// A layer that is no longer to be fetched ahead. What runs is asked to stop once.
-    fn to_stop(&mut self, now: Instant) -> Option<AheadId> {
+    fn next_to_stop(&mut self, now: Instant) -> Option<AheadId> {
         let free = self.free_since.is_some_and(|since| now >= since + FREE_SLOT);
         for layer in self.layers.iter_mut().filter(|layer| layer.is_ahead()) {
             let passed = layer.passed.is_some_and(|since| now >= since + OUT_OF_ORDER);
@@ -337,7 +337,7 @@ impl<T> Image<T> {
     }
 
     /// A layer that the client will ask for soon.
-    fn to_start(&mut self) -> Option<&mut Layer> {
+    fn next_to_start(&mut self) -> Option<&mut Layer> {
         let lacks = self.layers.windows(EVIDENCE).any(|row| row.iter().all(|layer| layer.asked));
         if !lacks || self.free_since.is_some() {
             return None;

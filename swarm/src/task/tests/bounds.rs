@@ -1,5 +1,8 @@
 //! How much is asked of whom at a time, and in which order.
 
+// A simulation needs some instant to start at; from there its own clock moves it.
+#![allow(clippy::disallowed_methods)]
+
 use super::net::Net;
 use super::*;
 use crate::upload::{ACTIVE_PER_TASK, ACTIVE_TOTAL, Admission, QUEUE_PER_TASK, Ticket, Uploads};
