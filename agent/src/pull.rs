@@ -2,24 +2,28 @@
 //!
 //! - [`flight`] finds or begins the pull and lets clients read from it;
 //! - [`task`] is its loop: the one owner of a [`darter_swarm::task::Task`], which decides;
-//! - `execute` carries out what the core asks for, one future per action.
+//! - `execute` carries out what the core asks for, one future per action;
+//! - `ahead` decides which layers are started before a client asks for them, `prefetch` does it.
 //!
 //! Not here: HTTP (see `proxy`), bytes on disk (see `store`), what a peer or the registry says (see `source`).
 
 pub mod flight;
 pub mod task;
 
+mod ahead;
 mod execute;
 mod origins;
 mod possession;
+mod prefetch;
 
 use std::ops::Range;
 
 use darter_tracker::TaskId;
+use http::HeaderMap;
 
 pub(crate) use self::execute::own_offer;
 pub use self::flight::{BlobStream, Context, Flights};
-use crate::source::registry::BlobOrigin;
+use crate::source::registry::{BlobOrigin, Credential};
 use crate::store::StoreError;
 
 /// What a client wants, after it was found to be allowed to have it.
@@ -35,6 +39,25 @@ pub struct BlobRequest {
     pub range: Range<u64>,
     /// Whether the operator named the registry that was asked. Another one shows that it has the blob.
     pub named: bool,
+    /// Who asks, where that can be told: what it was given the manifest of may be started before it is asked for.
+    pub client: Option<Client>,
+}
+
+/// A client as far as it can be told from others: what it was given in one repository under one credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    registry: String,
+    repository: String,
+    credential: Credential,
+}
+
+impl Client {
+    /// Whoever sends these headers to that repository of that registry.
+    #[must_use]
+    pub fn new(registry: &str, repository: &str, headers: &HeaderMap) -> Self {
+        let (registry, repository) = (registry.to_owned(), repository.to_owned());
+        Self { registry, repository, credential: Credential::of(headers) }
+    }
 }
 
 /// Why a pull failed. What is stored and verified stays, so asking again goes on from there, except for `Poisoned`.

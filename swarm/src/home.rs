@@ -3,6 +3,7 @@
 //!
 //! - [`introductions`] makes neighbours of them.
 //! - [`lease`] keeps which member may fetch which run of pieces from the registry.
+//! - [`pause`] keeps which registries are to be left alone.
 //! - [`swarm`] keeps the members of one task: what they hold, whom they know, who is blamed.
 //!
 //! All of it is soft state: whoever loses his home goes to the next in rank and says what he holds. Time comes in as an
@@ -10,6 +11,7 @@
 
 pub mod introductions;
 pub mod lease;
+pub mod pause;
 pub mod swarm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,11 @@ use self::swarm::Swarm;
 /// Tasks that one home keeps; at the bound the one unused longest is forgotten (its members register again). 4096
 /// tasks of a thousand members are some 600 MB in the worst case, of fifty members 30 MB.
 pub const TASKS_MAX: usize = 4096;
+
+/// Pieces of all tasks together, the other bound on them: a home counts the holders of each, in four bytes. A thousand tasks of a
+/// thousand pieces are an eighth of it; what a member invents costs 32 MiB and not a gigabyte. Tasks that are being pulled are
+/// mentioned several times a second, so that it is the invented ones that go.
+pub const PIECES_MAX: usize = 8 * 1024 * 1024;
 
 /// A task nobody has mentioned for this long is forgotten; what holders have is still in everybody's `holdings`.
 pub const TASK_IDLE: Duration = Duration::from_secs(3600);
@@ -89,8 +96,14 @@ impl Home {
         if !self.tasks.contains_key(&request.task) {
             self.make_room(now);
         }
-        let swarm = self.tasks.entry(request.task).or_insert_with(|| Swarm::new(request.task, now));
-        swarm.register(from, request, now, &self.zones, &mut self.next_lease, &mut self.rng)
+        let task = request.task;
+        let swarm = self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now));
+        let new = swarm.pieces() == 0;
+        let answer = swarm.register(from, request, now, &self.zones, &mut self.next_lease, &mut self.rng);
+        if new {
+            self.keep_within_pieces(&task);
+        }
+        answer
     }
 
     /// Answers a PullPiece.
@@ -171,6 +184,7 @@ impl Home {
         let (advertised, place) = (node != self.me, self.place(node));
         let swarm = self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now));
         swarm.learn_holder(geometry, node, place, advertised, now);
+        self.keep_within_pieces(&task);
     }
 
     /// Adds what gossip knows: `node` is getting `task`, so whoever comes is introduced to it, and learns from it where its
@@ -184,6 +198,7 @@ impl Home {
         }
         let place = self.place(node);
         self.tasks.entry(task).or_insert_with(|| Swarm::new(task, now)).learn_downloader(geometry, node, place, now);
+        self.keep_within_pieces(&task);
     }
 
     /// Whether somebody is known here to hold a piece of `task`.
@@ -207,6 +222,22 @@ impl Home {
     /// A member's zone, and a draw for the order in which it is introduced.
     fn place(&mut self, node: NodeId) -> (Zone, u64) {
         (self.zones.get(&node).copied().unwrap_or_default(), self.rng.random())
+    }
+
+    /// Forgets the tasks unused longest, but for the one just heard of, until all have few enough pieces.
+    fn keep_within_pieces(&mut self, new: &TaskId) {
+        let mut pieces: usize = self.tasks.values().map(Swarm::pieces).sum();
+        while pieces > PIECES_MAX {
+            let others = self.tasks.iter().filter(|(task, swarm)| *task != new && swarm.pieces() > 0);
+            let Some((oldest, of)) =
+                others.min_by_key(|(_, swarm)| swarm.last_used()).map(|(task, swarm)| (*task, swarm.pieces()))
+            else {
+                return;
+            };
+            tracing::debug!(task = %oldest, pieces = of, "forgotten, since tasks have too many pieces together");
+            self.tasks.remove(&oldest);
+            pieces -= of;
+        }
     }
 
     fn make_room(&mut self, now: Instant) {

@@ -66,6 +66,10 @@ pub struct Task {
     /// Whether a turn could not be taken since this node had no room: none is asked for before it has.
     starved: bool,
     readers: BTreeMap<ReaderId, Waiting>,
+    /// Pieces that readers wait for and that somebody offers, and since when.
+    stranded: BTreeMap<PieceIndex, Instant>,
+    /// It is fetched ahead of anybody's reading.
+    background: bool,
     /// Arrived, and not told to the neighbours yet, since when.
     untold: Vec<PieceIndex>,
     untold_since: Option<Instant>,
@@ -101,6 +105,8 @@ impl Task {
             unasked: Bitmap::new(geometry.pieces()),
             starved: false,
             readers: BTreeMap::new(),
+            stranded: BTreeMap::new(),
+            background: false,
             untold: Vec::new(),
             untold_since: None,
             grace_until: None,
@@ -218,7 +224,8 @@ impl Task {
                 self.meet_sources(&sources, now);
                 self.link.pull_at(now + link::PULL_INTERVAL);
             }
-            PullPieceResponse::Wait { retry_after, neighbours } => {
+            PullPieceResponse::Wait { retry_after, neighbours, paused } => {
+                self.origin.pause(paused.0, now);
                 self.meet(&neighbours, now);
                 self.link.pull_at(now + retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX));
             }
@@ -475,6 +482,15 @@ impl Task {
         self.advance(now);
     }
 
+    /// Whether the blob is fetched ahead of anybody's reading it: then it takes little from peers, whose links and this node's
+    /// are for what is read.
+    pub fn handle_background(&mut self, background: bool, now: Instant) {
+        if self.background != background {
+            self.background = background;
+            self.advance(now);
+        }
+    }
+
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
@@ -582,11 +598,12 @@ impl Task {
         }
     }
 
-    fn forget_offers(&mut self, peer: NodeId) {
-        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
-        for piece in neighbour.withdraw_all() {
+    fn forget_offers(&mut self, peer: NodeId) -> Vec<PieceIndex> {
+        let offered = self.neighbours.get_mut(&peer).map(Neighbour::withdraw_all).unwrap_or_default();
+        for piece in &offered {
             self.availability[piece.0 as usize] -= 1;
         }
+        offered
     }
 
     fn blame(&mut self, peer: NodeId, pieces: Vec<PieceRange>, kind: ErrorKind) {
@@ -622,6 +639,7 @@ impl Task {
             .flatten()
             .chain(requests)
             .chain(fallbacks)
+            .chain(self.stranded.values().map(|since| *since + fallback::STRANDED).filter(|at| *at > now))
             .chain(self.link.deadlines(now))
             .chain(self.origin.deadlines(now))
             .min()

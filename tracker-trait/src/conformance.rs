@@ -4,7 +4,7 @@
 //! The suite is `async` but brings no runtime: whoever calls it drives it.
 
 use crate::{
-    Bitmap, ClientErrorRequest, Digest, ErrorKind, Geometry, Lease, LeaseState, NodeId, PieceIndex, PieceRange,
+    Added, Bitmap, ClientErrorRequest, Digest, ErrorKind, Geometry, Lease, LeaseState, NodeId, PieceIndex, PieceRange,
     PieceSize, PullPieceRequest, PullPieceResponse, RegisterRequest, ReportPieceRequest, ServiceDownRequest, TaskId,
     Tracker, TrackerError,
 };
@@ -78,7 +78,8 @@ impl<T: Tracker> Suite<'_, T> {
     }
 
     async fn pull(&self, member: usize, task: TaskId, can_fetch: bool) -> Result<PullPieceResponse, String> {
-        let request = PullPieceRequest { task, have: None, lacking: all(), urgent: None, can_fetch };
+        let request =
+            PullPieceRequest { task, have: None, lacking: all(), urgent: None, can_fetch, registry: Added::default() };
         self.tracker(member).pull_piece(self.subjects.home, request).await.map_err(|error| error.to_string())
     }
 
@@ -96,14 +97,27 @@ impl<T: Tracker> Suite<'_, T> {
         lease: Option<Lease>,
         pieces: Vec<PieceRange>,
     ) -> Result<LeaseState, String> {
-        let request = ReportPieceRequest { task, lease: lease.map(|lease| lease.id), pieces, release: false };
+        let request = ReportPieceRequest {
+            task,
+            lease: lease.map(|lease| lease.id),
+            pieces,
+            release: false,
+            pause: Added::default(),
+        };
         let response = self.tracker(member).report_piece(self.subjects.home, request).await;
         response.map(|response| response.lease).map_err(|error| error.to_string())
     }
 
     async fn unknown_tasks_are_refused(&self) -> Result<(), String> {
         let task = self.task(1);
-        let request = PullPieceRequest { task, have: None, lacking: all(), urgent: None, can_fetch: true };
+        let request = PullPieceRequest {
+            task,
+            have: None,
+            lacking: all(),
+            urgent: None,
+            can_fetch: true,
+            registry: Added::default(),
+        };
         let outcome = self.tracker(0).pull_piece(self.subjects.home, request).await;
         ensure(outcome == Err(TrackerError::NotRegistered { task }), "PullPiece before Register is refused")?;
         let request = RegisterRequest::new(task, Some(geometry()?), None);

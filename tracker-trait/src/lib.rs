@@ -14,6 +14,7 @@ pub mod digest;
 pub mod error;
 pub mod event;
 pub mod memory;
+pub mod pause;
 pub mod peer;
 pub mod piece;
 pub mod request;
@@ -22,6 +23,7 @@ pub mod task;
 pub use digest::{Digest, DigestError};
 pub use error::TrackerError;
 pub use event::{Event, EventBody};
+pub use pause::{Added, Pause, RegistryTag};
 pub use peer::{NodeId, Role};
 pub use piece::{Bitmap, PieceDigest, PieceIndex, PieceProof, PieceRange, PieceSize, Signer};
 pub use request::{

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::{
-    Bitmap, ClientErrorRequest, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange, PieceSource,
-    PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse,
-    ServiceDownRequest, TaskId, Tracker, TrackerError,
+    Added, Bitmap, ClientErrorRequest, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
+    PieceSource, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest,
+    ReportPieceResponse, ServiceDownRequest, TaskId, Tracker, TrackerError,
 };
 
 /// When to ask again while others fetch.
@@ -133,7 +133,7 @@ impl Tracker for MemoryTracker {
             return Ok(PullPieceResponse::Lease(task.grant(self.me, piece)));
         }
         let neighbours = task.members.keys().copied().filter(|node| *node != self.me).collect();
-        Ok(PullPieceResponse::Wait { retry_after: RETRY, neighbours })
+        Ok(PullPieceResponse::Wait { retry_after: RETRY, neighbours, paused: Added::default() })
     }
 
     async fn report_piece(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pause::{Added, Pause, RegistryTag};
 use crate::peer::NodeId;
 use crate::piece::{Bitmap, PieceIndex, PieceRange};
 use crate::task::{Geometry, TaskId};
@@ -65,6 +66,8 @@ pub struct PullPieceRequest {
     pub urgent: Option<PieceIndex>,
     /// Whether the caller can fetch from the registry: it has a free request, and its client's credentials are good.
     pub can_fetch: bool,
+    /// The registry that the caller would ask, said where the home has told of a pause that is not meant for it.
+    pub registry: Added<RegistryTag>,
 }
 
 impl PullPieceRequest {
@@ -85,6 +88,8 @@ pub enum PullPieceResponse {
         retry_after: Duration,
         /// Members to exchange pieces with meanwhile.
         neighbours: Vec<NodeId>,
+        /// The registry that nobody is to ask before this time is over. Whoever asks another says which.
+        paused: Added<Pause>,
     },
     /// The caller holds everything.
     Finish {
@@ -130,6 +135,8 @@ pub struct ReportPieceRequest {
     pub pieces: Vec<PieceRange>,
     /// Whether the caller gives the rest of the lease back, for example since its credentials are not good enough.
     pub release: bool,
+    /// It gives the lease back because the registry has asked to be left alone. Believed of whoever has that lease.
+    pub pause: Added<Pause>,
 }
 
 /// The home's answer to [`ReportPieceRequest`].

@@ -94,6 +94,10 @@ pub struct Metrics {
     pub client_bytes: Counter<u64, AtomicU64>,
     /// Bytes sent to clients straight from an upstream, without the swarm.
     pub passed_bytes: Counter<u64, AtomicU64>,
+    /// Bytes of layers that were started before a client asked for them, and that it then did not ask for.
+    pub unread_bytes: Counter<u64, AtomicU64>,
+    /// Layers that were started before a client asked for them.
+    pub ahead: Counter<u64, AtomicU64>,
     /// Requests to registries for blob bytes.
     pub registry_requests: Counter<u64, AtomicU64>,
     /// Pieces stored, by source.
@@ -186,9 +190,16 @@ impl Metrics {
         registry.register_with_unit(
             "passed",
             "Bytes passed from upstreams to clients outside the swarm",
-            bytes,
+            bytes.clone(),
             self.passed_bytes.clone(),
         );
+        registry.register_with_unit(
+            "unread",
+            "Bytes of layers started ahead of a client that then did not ask for them",
+            bytes,
+            self.unread_bytes.clone(),
+        );
+        registry.register("layers_ahead", "Layers started before a client asked for them", self.ahead.clone());
         registry.register("registry_requests", "Requests to registries for blob bytes", self.registry_requests.clone());
         registry.register("pieces", "Pieces stored, by source", self.pieces.clone());
         registry.register("fallbacks", "Fallbacks to the registry, by reason", self.fallbacks.clone());

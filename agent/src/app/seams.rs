@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use darter_tracker::Digest;
+use darter_tracker::{Digest, TaskId};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use crate::proxy::authorize::{self, Authorizer, Repository};
 use crate::proxy::body::ClientBody;
-use crate::proxy::seam::{Authorize, Blobs, Fault, Origin, Verdict};
-use crate::pull::{BlobRequest, BlobStream, Flights, PullError};
+use crate::proxy::seam::{Authorize, Blobs, Descriptor, Fault, Origin, Verdict};
+use crate::pull::{BlobRequest, BlobStream, Client, Flights, PullError};
 use crate::source::registry::{BlobOrigin, OriginError, ProxyBody, Upstream, UpstreamError};
 
 impl Origin for Upstream {
@@ -47,8 +47,14 @@ impl Authorize for Authorizer {
         }
     }
 
-    fn saw_manifest(&self, repository: &Repository, client: &HeaderMap, content_type: &str, body: &[u8]) {
-        Self::saw_manifest(self, repository, client, content_type, body);
+    fn saw_manifest(
+        &self,
+        repository: &Repository,
+        client: &HeaderMap,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor> {
+        Self::saw_manifest(self, repository, client, content_type, body).layers().collect()
     }
 }
 
@@ -66,6 +72,11 @@ impl Blobs for Pulls {
 
     async fn open(&self, request: BlobRequest) -> Result<BlobStream, PullError> {
         self.0.open(request).await
+    }
+
+    fn expect(&self, client: Client, layers: &[Descriptor]) {
+        let layers = layers.iter().map(|layer| (TaskId::blob(layer.digest), layer.size)).collect();
+        self.0.expect(client, layers);
     }
 
     fn is_wrong(error: &PullError) -> bool {

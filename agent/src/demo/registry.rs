@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -54,6 +54,9 @@ const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// How long the listener rests after the system refused a connection, for want of file descriptors for example.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Requests during a rest that are remembered.
+const RESTS_MAX: usize = 4096;
 
 /// How the registry behaves. The default is a plain, open, fast one on any free port of 127.0.0.1.
 #[derive(Clone, Debug)]
@@ -165,6 +168,18 @@ impl Registry {
         self.shared.corrupt.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
     }
 
+    /// Answers the next GET of a blob, and those that come within `pause` of it, with 429 and `Retry-After`.
+    pub fn rest(&self, pause: Duration) {
+        *self.shared.rest.lock().unwrap_or_else(PoisonError::into_inner) =
+            Rest { pause: Some(pause), asked: Vec::new() };
+    }
+
+    /// When it was asked for blobs while it rested, the first time included.
+    #[must_use]
+    pub fn asked_at_rest(&self) -> Vec<Instant> {
+        self.shared.rest.lock().unwrap_or_else(PoisonError::into_inner).asked.clone()
+    }
+
     /// Stops listening and cuts all connections.
     pub async fn stop(self) {
         self.task.abort();
@@ -179,9 +194,31 @@ struct Shared {
     repositories: BTreeMap<String, Repository>,
     blobs: BTreeMap<Digest, Arc<ServedBlob>>,
     corrupt: Mutex<BTreeSet<Digest>>,
+    rest: Mutex<Rest>,
     totals: stats::Totals,
     authorization: Option<String>,
     options: Options,
+}
+
+/// A registry that wants to be left alone.
+#[derive(Debug, Default)]
+struct Rest {
+    pause: Option<Duration>,
+    /// When it was asked.
+    asked: Vec<Instant>,
+}
+
+impl Rest {
+    /// How long it still rests, where it is asked now.
+    fn left(&mut self, now: Instant) -> Option<Duration> {
+        let pause = self.pause?;
+        let until = *self.asked.first().unwrap_or(&now) + pause;
+        let left = until.checked_duration_since(now).filter(|left| !left.is_zero());
+        if left.is_some() && self.asked.len() < RESTS_MAX {
+            self.asked.push(now);
+        }
+        left
+    }
 }
 
 /// One repository's names for what it holds.
@@ -220,6 +257,7 @@ impl Shared {
             repositories,
             blobs,
             corrupt: Mutex::new(options.corrupt.clone()),
+            rest: Mutex::default(),
             totals: stats::Totals::default(),
             authorization: options.credentials.as_ref().map(Credentials::authorization),
             options,

@@ -1,7 +1,7 @@
 //! The tracker without a tracker server: every call goes to the member that is home of the task, over an authenticated
 //! stream, or to this node's own [`Home`] if that is it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -59,6 +59,10 @@ const RECOVERING: Duration = Duration::from_secs(15 * 60);
 /// The members in rank that a downloader tries: the home and its stand-bys. The design has two of those (D3); where three
 /// of ten nodes freeze at the same moment, all of them do once in a hundred times, and everybody fetches alone.
 pub(super) const HOMES: usize = 5;
+
+/// Blobs of one manifest whose homes are connected to before a client asks for any of them: more than a client asks for at
+/// once, few enough that a list of a thousand layers is not a thousand handshakes.
+const PREPARED_MAX: usize = 16;
 
 struct HomeCall {
     from: NodeId,
@@ -327,6 +331,20 @@ impl GossipTracker {
             known.map(|member| (node, member.role))
         };
         rendezvous::order(task, nodes.into_iter().filter_map(role)).into_iter().next()
+    }
+
+    /// Connects to the homes of tasks that may be asked for soon, so that the first call needs no handshake. Says nothing about
+    /// the tasks; a home that does not answer is found out by the calls.
+    pub async fn prepare(&self, tasks: &[TaskId]) {
+        let Some((transport, _)) = &self.peers else { return };
+        let homes = tasks.iter().take(PREPARED_MAX).filter_map(|task| self.homes(task).first().copied());
+        let unknown: BTreeSet<NodeId> = homes.filter(|home| *home != self.me && self.received(*home) == 0).collect();
+        let dials = unknown.into_iter().filter_map(|home| self.peer(home)).map(|peer| transport.open(peer));
+        for dialled in futures_util::future::join_all(dials).await {
+            if let Err(error) = dialled {
+                tracing::debug!(%error, "no connection to a home yet");
+            }
+        }
     }
 
     /// A receiver that tells when the members have changed.

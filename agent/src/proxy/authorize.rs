@@ -22,7 +22,7 @@ use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, 
 use http::{HeaderName, Response};
 use tokio::time::Instant;
 
-use super::manifest::{Descriptor, Manifest};
+use super::manifest::Manifest;
 use crate::source::registry::{BlobOrigin, Credential, OriginError, Redacted, Upstream};
 use memory::Memory;
 
@@ -137,8 +137,8 @@ impl Authorizer {
         verdict
     }
 
-    /// Notes that the registry gave a client this manifest, and returns the blobs it lists: from now on, for a minute,
-    /// that client may have them.
+    /// Notes that the registry gave a client this manifest, and returns what it lists: from now on, for a minute, that client
+    /// may have those blobs.
     ///
     /// To be called for what the registry itself answered to a GET with 200, and not where the request's URL had a query:
     /// that may have held the credential.
@@ -148,16 +148,17 @@ impl Authorizer {
         headers: &HeaderMap,
         content_type: &str,
         body: &[u8],
-    ) -> Vec<Descriptor> {
-        let blobs = Manifest::parse(content_type, body).unwrap_or_default().blobs;
+    ) -> Manifest {
+        let manifest = Manifest::parse(content_type, body).unwrap_or_default();
         let credential = Credential::of(headers);
         let now = Instant::now();
         let mut memory = self.memory();
-        for blob in &blobs {
+        for blob in &manifest.blobs {
             let question = Question { repository: repository.clone(), credential, digest: blob.digest };
             memory.listed(question, blob.size, described(&blob.digest), now);
         }
-        blobs
+        drop(memory);
+        manifest
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

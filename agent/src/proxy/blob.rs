@@ -22,7 +22,7 @@ use super::Proxy;
 use super::body::{self, AnswerBody, BlobBody, BoxError, CutError};
 use super::range::{self, Satisfied, Wanted};
 use super::respond::{self, Refusal};
-use super::seam::{Authorize, BlobOrigin, BlobRequest, Blobs, Origin, Repository, Verdict};
+use super::seam::{Authorize, BlobOrigin, BlobRequest, Blobs, Client, Origin, Repository, Verdict};
 use crate::admin::metrics::FallbackReason;
 
 /// How long the headers wait for the first bytes, so that a failure can still become the registry's own answer. After
@@ -79,8 +79,11 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
             Wanted::Whole | Wanted::Registrys => None,
         };
         let range = part.clone().unwrap_or(0..length);
-        let request =
-            BlobRequest { task: TaskId::blob(digest), length, origin, range, named: self.is_named(&head.uri) };
+        // A query may hold a credential, which the client would not be told apart by.
+        let client = Client::new(&repository.registry, &repository.name, &origin.headers);
+        let client = Some(client).filter(|_| head.uri.query().is_none());
+        let named = self.is_named(&head.uri);
+        let request = BlobRequest { task: TaskId::blob(digest), length, origin, range, named, client };
         match self.open(request).await {
             Ok((first, rest)) => Ok(self.delivered(Delivery { length, headers, part }, first, rest)),
             Err(Failure::Wrong(error)) => Err(Refusal::Wrong(error)),

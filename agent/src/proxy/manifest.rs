@@ -30,6 +30,8 @@ pub struct Descriptor {
 pub struct Manifest {
     /// Config and layers, in the manifest's order, each once.
     pub blobs: Vec<Descriptor>,
+    /// Which of them is the config.
+    pub config: Option<Digest>,
     /// The manifests of an index.
     pub manifests: Vec<Descriptor>,
 }
@@ -49,6 +51,7 @@ impl Manifest {
             "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
                 let image: Image<'_> = serde_json::from_slice(body).ok()?;
                 image.media_type.is_none_or(|own| own == content_type).then(|| Self {
+                    config: image.config.as_ref().and_then(|config| config.digest.parse().ok()),
                     blobs: entries(image.config.into_iter().chain(image.layers)),
                     manifests: Vec::new(),
                 })
@@ -58,10 +61,15 @@ impl Manifest {
                 index
                     .media_type
                     .is_none_or(|own| own == content_type)
-                    .then(|| Self { blobs: Vec::new(), manifests: entries(index.manifests) })
+                    .then(|| Self { manifests: entries(index.manifests), ..Self::default() })
             }
             _ => None,
         }
+    }
+
+    /// The layers, in the manifest's order.
+    pub fn layers(&self) -> impl Iterator<Item = Descriptor> + '_ {
+        self.blobs.iter().copied().filter(|blob| Some(blob.digest) != self.config)
     }
 }
 
@@ -155,6 +163,7 @@ mod tests {
             let manifest = Manifest::parse(content_type, body.as_bytes()).unwrap();
             assert_eq!(manifest.blobs, [descriptor('a', 7), descriptor('b', 8), descriptor('c', 9)]);
             assert_eq!(manifest.manifests, []);
+            assert_eq!(manifest.layers().collect::<Vec<_>>(), [descriptor('b', 8), descriptor('c', 9)]);
         }
         assert_eq!(Manifest::parse(INDEX, body.as_bytes()), None);
     }

@@ -13,7 +13,7 @@ use hyper::body::{Body as _, Incoming};
 use super::Proxy;
 use super::body::{self, AnswerBody, CheckedBody, ClientBody, PassedBody};
 use super::respond::Refusal;
-use super::seam::{Authorize, Blobs, Origin, Repository};
+use super::seam::{Authorize, Blobs, Client, Origin, Repository};
 
 /// Bytes of a manifest that is looked at, the limit that registries have as well (S26). Longer ones pass unseen.
 const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -60,8 +60,11 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         let Some(content_type) = manifest_type(&answer) else {
             return Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))));
         };
-        let authorize = Arc::clone(&self.authorize);
-        let see = move |whole: &[u8]| authorize.saw_manifest(&repository, &client, content_type, whole);
+        let (authorize, blobs) = (Arc::clone(&self.authorize), Arc::clone(&self.blobs));
+        let see = move |whole: &[u8]| {
+            let layers = authorize.saw_manifest(&repository, &client, content_type, whole);
+            blobs.expect(Client::new(&repository.registry, &repository.name, &client), &layers);
+        };
         Ok(answer.map(|answer| body::streamed(PassedBody::shown(answer, passed, MANIFEST_BYTES_MAX, see))))
     }
 

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 
 pub use super::authorize::Repository;
 use super::body::{BoxError, ClientBody};
-pub use crate::pull::BlobRequest;
+pub use super::manifest::Descriptor;
+pub use crate::pull::{BlobRequest, Client};
 pub use crate::source::registry::BlobOrigin;
 
 /// Hosts outside: one request, one answer, nothing followed and nothing kept.
@@ -55,8 +56,15 @@ pub trait Authorize: Send + Sync + 'static {
         digest: &Digest,
     ) -> impl Future<Output = Verdict> + Send;
 
-    /// A manifest that the registry gave this client. What it lists, the client may read in that repository.
-    fn saw_manifest(&self, repository: &Repository, client: &HeaderMap, content_type: &str, body: &[u8]);
+    /// A manifest that the registry gave this client. What it lists, the client may read in that repository. Returns the
+    /// layers, in the manifest's order.
+    fn saw_manifest(
+        &self,
+        repository: &Repository,
+        client: &HeaderMap,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor>;
 }
 
 /// What the registry would say to a client that asks for a blob.
@@ -87,6 +95,9 @@ pub trait Blobs: Send + Sync + 'static {
     /// Begins to deliver. As long as this, or the first item, fails, the client is served by the registry instead;
     /// except where the bytes are known to be [wrong](Self::is_wrong).
     fn open(&self, request: BlobRequest) -> impl Future<Output = Result<Self::Body, Self::Error>> + Send;
+
+    /// The registry gave this client a manifest with these layers: it may ask for them soon.
+    fn expect(&self, client: Client, layers: &[Descriptor]);
 
     /// Whether an error says that the blob's bytes do not match its digest, so that nobody is to have them unchecked.
     fn is_wrong(error: &Self::Error) -> bool;

@@ -1,7 +1,7 @@
 //! One pull per digest per node: finds the one in progress or begins it, and lets any number of clients read from it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::possession::{self, Possession};
+use super::prefetch::{AskedSeat, Prefetch};
 use super::task::{Driver, Event};
 use super::{BlobRequest, PullError};
 use crate::admin::metrics::{FallbackReason, Metrics};
@@ -29,7 +30,7 @@ use crate::store::{Blob, Outcome, Reader, Store, StoreError};
 const EVENTS_MAX: usize = 256;
 
 /// Pulls at a time on one node; a client beyond that is passed on to the registry. Each costs some 100 KiB.
-const FLIGHTS_MAX: usize = 512;
+pub(super) const FLIGHTS_MAX: usize = 512;
 
 /// How often a client is let into a pull that ends at the same moment.
 const JOIN_ATTEMPTS: usize = 3;
@@ -70,9 +71,11 @@ pub struct Flights {
     distrusted: Mutex<BTreeMap<TaskId, Vec<(PieceIndex, PieceProof)>>>,
     /// Which registries that nobody named have shown which blobs.
     possession: Possession,
-    loops: TaskTracker,
-    stopping: CancellationToken,
+    pub(super) loops: TaskTracker,
+    pub(super) stopping: CancellationToken,
     next_reader: AtomicU64,
+    /// What is started before it is asked for.
+    pub(super) prefetch: Prefetch,
 }
 
 /// One pull, as its clients and peers see it.
@@ -80,11 +83,13 @@ pub(super) struct Flight {
     pub(super) blob: Arc<Blob>,
     pub(super) readers: Mutex<BTreeMap<ReaderId, PieceIndex>>,
     pub(super) readers_changed: Notify,
+    /// For how many clients it is fetched ahead of their asking.
+    pub(super) ahead: AtomicUsize,
     pub(super) events: mpsc::Sender<Event>,
     failed: watch::Receiver<Option<PullError>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds these locks can panic half-way through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -92,6 +97,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Flight {
     pub(super) fn reading(&self) -> BTreeMap<ReaderId, PieceIndex> {
         lock(&self.readers).clone()
+    }
+
+    /// Waits for the end of the pull: why it failed, or nothing if it did not.
+    pub(super) async fn end(&self) -> Option<PullError> {
+        verdict(self.failed.clone()).await
     }
 }
 
@@ -108,6 +118,7 @@ impl Flights {
             loops: TaskTracker::new(),
             stopping: CancellationToken::new(),
             next_reader: AtomicU64::new(1),
+            prefetch: Prefetch::default(),
         })
     }
 
@@ -119,6 +130,7 @@ impl Flights {
         if request.length == 0 || request.range.is_empty() {
             return Err(PullError::Unsuited { reason: "it has no bytes".to_owned() });
         }
+        let asked = self.note_asked(&request);
         let upstream = &self.context.upstream;
         let believed = request.named || self.possession.is_known(upstream, &request.origin, request.task);
         if let Some(blob) = self.context.store.find(&request.task)
@@ -131,14 +143,14 @@ impl Flights {
             if !believed {
                 self.possession.check(upstream, &request.origin, &blob).await?;
             }
-            return Ok(Reading { reader: blob.reader(request.range), seat: None }.stream());
+            return Ok(Reading { reader: blob.reader(request.range), seat: None, _asked: asked }.stream());
         }
         for _ in 0..JOIN_ATTEMPTS {
-            let flight = self.join(&request).await?;
+            let flight = self.join(&request, FLIGHTS_MAX).await?;
             let id = ReaderId(self.next_reader.fetch_add(1, Ordering::Relaxed));
             if flight.events.send(Event::Client(Box::new(request.origin.clone()), request.named)).await.is_ok() {
                 let reader = flight.blob.reader(request.range.clone());
-                let bytes = Reading { reader, seat: Some(Seat::take(flight, id)) }.stream();
+                let bytes = Reading { reader, seat: Some(Seat::take(flight, id)), _asked: asked }.stream();
                 if believed {
                     return Ok(bytes);
                 }
@@ -150,8 +162,12 @@ impl Flights {
         Err(PullError::Unavailable { reason: "the pull ended again and again".to_owned() })
     }
 
-    /// The pull of a blob, begun if there is none.
-    async fn join(self: &Arc<Self>, request: &BlobRequest) -> Result<Arc<Flight>, PullError> {
+    /// The pull of a blob, begun if there is none, unless there are `flights_max` already.
+    pub(super) async fn join(
+        self: &Arc<Self>,
+        request: &BlobRequest,
+        flights_max: usize,
+    ) -> Result<Arc<Flight>, PullError> {
         if self.stopping.is_cancelled() {
             return Err(PullError::Stopping);
         }
@@ -163,19 +179,18 @@ impl Flights {
             }
             return Ok(flight.clone());
         }
-        if lock(&self.flights).len() >= FLIGHTS_MAX {
+        if lock(&self.flights).len() >= flights_max {
             return Err(PullError::Unsuited { reason: "too many pulls at a time".to_owned() });
         }
         let geometry = self.geometry(&request.task, request.length)?;
-        let (store, task) = (self.context.store.clone(), request.task);
-        let created = tokio::task::spawn_blocking(move || store.create(&task, geometry)).await;
-        let blob = created.map_err(|_| PullError::Stopping)??;
+        let blob = self.create(request.task, geometry).await?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (failed, failure) = watch::channel(None);
         let flight = Arc::new(Flight {
             blob,
             readers: Mutex::default(),
             readers_changed: Notify::new(),
+            ahead: AtomicUsize::new(0),
             events,
             failed: failure,
         });
@@ -190,6 +205,19 @@ impl Flights {
             flights_again.forget(&task, &ended);
         });
         Ok(flight)
+    }
+
+    /// Room for a blob. What was fetched ahead and not read yet makes room for what is asked for.
+    async fn create(&self, task: TaskId, geometry: Geometry) -> Result<Arc<Blob>, PullError> {
+        let create = async || {
+            let store = self.context.store.clone();
+            let created = tokio::task::spawn_blocking(move || store.create(&task, geometry)).await;
+            created.map_err(|_| PullError::Stopping)
+        };
+        match create().await? {
+            Err(StoreError::Full { .. }) if self.prefetch.let_go() => Ok(create().await??),
+            created => Ok(created?),
+        }
     }
 
     /// How the blob is cut: as the cluster does already, as a former run of this node did, or by the rule.
@@ -315,6 +343,8 @@ pub type BlobStream = BoxStream<'static, Result<Bytes, PullError>>;
 struct Reading {
     reader: Reader,
     seat: Option<Seat>,
+    /// The client counts as asking until its response ends.
+    _asked: Option<AskedSeat>,
 }
 
 impl Reading {

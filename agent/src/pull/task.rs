@@ -8,12 +8,13 @@ mod homes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use darter_swarm::task::{Action, Fallback, OriginFailure, ReaderId, RunId, Task};
 use darter_swarm::wire::{Offer, SessionFrame};
 use darter_tracker::{
-    ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse,
+    Added, ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse,
     ReportPieceResponse, Tracker as _, TrackerError,
 };
 use rand::RngExt as _;
@@ -35,6 +36,9 @@ use crate::store::{Outcome, Progress, StoreError};
 /// With no client left for this long the pull ends and the partial stays (D9).
 const READERLESS: Duration = Duration::from_secs(5);
 
+/// The same for a pull that was ahead of its client and was given up: the client may be coming for it at this moment.
+const GIVEN_UP: Duration = Duration::from_secs(1);
+
 /// With the registry refusing every client, peers get this long to deliver before the clients are told.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,9 @@ const TROUBLES_MAX: u32 = 3;
 
 /// With neighbours, who may have the blob even if the registry has trouble, such a pull waits for them.
 const TROUBLED_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A registry that wants to be left alone for no longer than this is waited for; so long a client gets no byte.
+const BUSY_PATIENCE: Duration = TROUBLED_PATIENCE;
 
 /// How often the transport is asked whether those who owe an answer are alive: well below the time after which they count as
 /// silent.
@@ -125,6 +132,8 @@ pub(super) struct Driver {
     received: BTreeMap<NodeId, u64>,
     origins: Origins,
     readers: BTreeMap<ReaderId, PieceIndex>,
+    /// It is fetched ahead of a client's asking.
+    ahead: bool,
     /// Peers are left out: the blob failed its digest before.
     alone: bool,
     /// This node isolates itself: nobody is asked, and whoever comes is welcome.
@@ -135,6 +144,8 @@ pub(super) struct Driver {
     last_trouble: String,
     /// Failures of the registry since the last piece.
     troubles: u32,
+    /// The home has told of a pause of another registry than this node asks.
+    other_registry: bool,
     /// The home that neighbours know of.
     told_home: Option<NodeId>,
     advertise: bool,
@@ -178,12 +189,14 @@ impl Driver {
             received: BTreeMap::new(),
             origins,
             readers: BTreeMap::new(),
+            ahead: false,
             alone,
             isolated,
             readerless_since: Some(now),
             lost_before: None,
             last_trouble: "nobody has the blob".to_owned(),
             troubles: 0,
+            other_registry: false,
             told_home: None,
             advertise: false,
             advertised: None,
@@ -297,7 +310,11 @@ impl Driver {
             }
         }
         self.readers = reading;
-        self.readerless_since = self.readers.is_empty().then(|| self.readerless_since.unwrap_or(now));
+        let ahead = self.flight.ahead.load(Ordering::Acquire) > 0;
+        let given_up = std::mem::replace(&mut self.ahead, ahead) && !ahead;
+        let since = if given_up { now.checked_sub(READERLESS - GIVEN_UP).unwrap_or(now) } else { now };
+        self.readerless_since = (self.readers.is_empty() && !ahead).then(|| self.readerless_since.unwrap_or(since));
+        self.core.handle_background(ahead && self.readers.is_empty(), now);
     }
 
     /// Takes one event in.
@@ -342,7 +359,10 @@ impl Driver {
                 }
             }
             Event::Registered(home, Ok(response)) => self.registered(home, &response, now),
-            Event::Pulled(home, Ok(response)) => self.core.handle_pulled(home, response, now),
+            Event::Pulled(home, Ok(response)) => {
+                let response = self.meant(response);
+                self.core.handle_pulled(home, response, now);
+            }
             Event::Reported(home, run, Ok(response)) => {
                 self.advertise |= response.advertise;
                 self.core.handle_reported(home, run, response, now);
@@ -393,8 +413,13 @@ impl Driver {
     ) -> Result<(), PullError> {
         let asked = self.runs.remove(&run);
         self.last_trouble = error.to_string();
-        // A registry that wants to be left alone says so to the client itself.
-        self.troubles += if matches!(error, OriginError::Busy { .. }) { TROUBLES_MAX } else { 1 };
+        self.troubles += match error {
+            // The whole cluster waits, and so does the client.
+            OriginError::Busy { retry_after, .. } if *retry_after <= BUSY_PATIENCE => 0,
+            // A registry that wants to be left alone for longer says so to the client itself.
+            OriginError::Busy { .. } => TROUBLES_MAX,
+            _ => 1,
+        };
         if matches!(error, OriginError::NoRange) {
             return Err(PullError::NoRange);
         }
@@ -458,10 +483,14 @@ impl Driver {
                 Action::Register { home, request } => {
                     self.spawn(async move { Event::Registered(home, tracker.register(home, request).await) });
                 }
-                Action::Pull { home, request } => {
+                Action::Pull { home, mut request } => {
+                    request.registry = Added(self.other_registry.then(|| self.registry()).flatten());
                     self.spawn(async move { Event::Pulled(home, tracker.pull_piece(home, request).await) });
                 }
-                Action::Report { home, run, request } => {
+                Action::Report { home, run, mut request } => {
+                    if let (Some(pause), Some(registry)) = (&mut request.pause.0, self.registry()) {
+                        pause.registry = registry;
+                    }
                     self.spawn(async move { Event::Reported(home, run, tracker.report_piece(home, request).await) });
                 }
                 Action::Blame { home, request } => self.blame(home, request),

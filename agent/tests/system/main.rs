@@ -15,7 +15,9 @@ mod wait;
 mod wire;
 
 mod activation;
+mod ahead;
 mod alone;
+mod busy;
 mod cold;
 mod corrupt;
 mod deploy;

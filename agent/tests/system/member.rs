@@ -17,7 +17,7 @@ use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
 use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
 use darter_tracker::{
-    Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
+    Added, Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
     RegisterRequest, Role, ServiceDownRequest, TaskId, Tracker as _,
 };
 use tempfile::TempDir;
@@ -113,7 +113,8 @@ impl Member {
     /// Asks the home for a lease or sources of all pieces.
     pub(crate) async fn pull_piece(&self, task: TaskId, geometry: Geometry) -> PullPieceResponse {
         let lacking = vec![PieceRange { first: PieceIndex(0), count: geometry.pieces() }];
-        let request = PullPieceRequest { task, have: None, lacking, urgent: None, can_fetch: true };
+        let request =
+            PullPieceRequest { task, have: None, lacking, urgent: None, can_fetch: true, registry: Added::default() };
         self.tracker.pull_piece(self.tracker.homes(&task)[0], request).await.unwrap()
     }
 

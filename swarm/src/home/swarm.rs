@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, ErrorKind, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
+    Added, Bitmap, ClientErrorRequest, ErrorKind, Geometry, Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
     PieceSource, PullPieceRequest, PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest,
     ReportPieceResponse, TaskId, TrackerError,
 };
@@ -13,6 +13,7 @@ use rand::RngExt as _;
 
 use super::introductions::{Introductions, Zone};
 use super::lease::{Leases, fetchers_max, run_length};
+use super::pause::Pauses;
 
 /// Members of one task that a home keeps; a cluster is smaller.
 pub const MEMBERS_MAX: usize = 16_384;
@@ -57,6 +58,7 @@ pub struct Swarm {
     introductions: Introductions,
     /// Members that somebody has complained of: the few for whom it has to be looked up.
     suspects: BTreeSet<NodeId>,
+    pauses: Pauses,
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
@@ -92,6 +94,7 @@ impl Swarm {
             leases: Leases::default(),
             introductions: Introductions::default(),
             suspects: BTreeSet::new(),
+            pauses: Pauses::default(),
             advertisers: BTreeSet::new(),
             settling: None,
             last_used: now,
@@ -111,6 +114,11 @@ impl Swarm {
     /// Whether somebody is known to hold a piece.
     pub(super) fn has_holders(&self) -> bool {
         self.holders.iter().any(|holders| *holders > 0)
+    }
+
+    /// How many pieces the task has; 0 while its cut is unknown.
+    pub(super) fn pieces(&self) -> usize {
+        self.holders.len()
     }
 
     /// When a member last said something about the task.
@@ -199,7 +207,9 @@ impl Swarm {
         if !sources.is_empty() && urgent_served {
             return Ok(PullPieceResponse::Pieces(sources));
         }
+        let paused = self.pauses.left(request.registry.0, now);
         if request.can_fetch
+            && paused.is_none()
             && let Some(pieces) = self.next_run(from, request, &distrusted, now, cluster_size)
         {
             *next_lease += 1;
@@ -215,7 +225,9 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        Ok(PullPieceResponse::Wait { retry_after: self.retry_after(), neighbours: self.introduce(from, now) })
+        let retry_after = self.retry_after().max(paused.map_or(Duration::ZERO, |pause| pause.left));
+        let neighbours = self.introduce(from, now);
+        Ok(PullPieceResponse::Wait { retry_after, neighbours, paused: Added(paused) })
     }
 
     pub(super) fn report_piece(
@@ -230,6 +242,10 @@ impl Swarm {
         self.last_used = now;
         self.leases.expire(now);
         let held = request.lease.map(|lease| self.leases.renew(lease, from, now).is_some());
+        if let Some(pause) = request.pause.0.filter(|_| held == Some(true)) {
+            tracing::debug!(task = %self.task, %from, ?pause, "the registry wants to be left alone");
+            self.pauses.told(from, pause, now);
+        }
         // Nobody has more to report than there is: a list that repeats itself would keep this home from all others.
         let pieces = request.pieces.iter().flat_map(|run| run.iter()).take_while(|piece| geometry.contains(*piece));
         for piece in pieces.take(geometry.pieces() as usize) {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use darter_tracker::{Bitmap, Digest, ErrorKind, Lease, LeaseState, PieceIndex, PieceRange, PieceSize};
+use darter_tracker::{Added, Bitmap, Digest, ErrorKind, Lease, LeaseState, PieceIndex, PieceRange, PieceSize};
 
 fn node(byte: u8) -> NodeId {
     NodeId::from_bytes([byte; 16])
@@ -42,6 +42,7 @@ impl Rig {
             lacking: vec![PieceRange { first: PieceIndex(0), count: 256 }],
             urgent: urgent.map(PieceIndex),
             can_fetch,
+            registry: Added::default(),
         };
         self.home.pull_piece(node(byte), &request, self.now).unwrap()
     }
@@ -55,7 +56,13 @@ impl Rig {
 
     fn report(&mut self, byte: u8, lease: Option<Lease>, first: u32, count: u32) -> ReportPieceResponse {
         let pieces = vec![PieceRange { first: PieceIndex(first), count }];
-        let request = ReportPieceRequest { task: task(), lease: lease.map(|lease| lease.id), pieces, release: false };
+        let request = ReportPieceRequest {
+            task: task(),
+            lease: lease.map(|lease| lease.id),
+            pieces,
+            release: false,
+            pause: Added::default(),
+        };
         self.home.report_piece(node(byte), &request, self.now).unwrap()
     }
 }
@@ -81,7 +88,14 @@ fn every_piece_is_leased_once_in_few_requests() {
                 break;
             }
             // Others may not be sent to the registry for what is held; forget the holders to go on leasing.
-            let lacking = PullPieceRequest { task: task(), have: None, lacking: vec![], urgent: None, can_fetch: true };
+            let lacking = PullPieceRequest {
+                task: task(),
+                have: None,
+                lacking: vec![],
+                urgent: None,
+                can_fetch: true,
+                registry: Added::default(),
+            };
             if let PullPieceResponse::Lease(lease) = rig.home.pull_piece(node(byte), &lacking, rig.now).unwrap() {
                 requests += 1;
                 for piece in lease.pieces.iter() {
@@ -123,7 +137,14 @@ fn a_lease_lapses_without_progress_and_goes_to_another() {
     rig.now += Duration::from_millis(1);
     // The first three pieces arrived; the rest of the first run is free again, from piece 3 on.
     assert_eq!(rig.report(1, Some(first), 3, 1).lease, LeaseState::Over, "it lapsed");
-    let mut again = PullPieceRequest { task: task(), have: None, lacking: vec![], urgent: None, can_fetch: true };
+    let mut again = PullPieceRequest {
+        task: task(),
+        have: None,
+        lacking: vec![],
+        urgent: None,
+        can_fetch: true,
+        registry: Added::default(),
+    };
     again.lacking.clear();
     match rig.home.pull_piece(node(1), &again, rig.now).unwrap() {
         PullPieceResponse::Lease(lease) => assert_eq!(lease.pieces.first, PieceIndex(4)),
@@ -288,6 +309,7 @@ fn a_home_of_a_thousand_answers_in_time() {
         lacking: vec![PieceRange { first: PieceIndex(0), count: 4096 }],
         urgent: None,
         can_fetch: true,
+        registry: Added::default(),
     };
     let begun = Instant::now();
     for _ in 0..20 {
@@ -403,14 +425,38 @@ fn a_report_is_read_no_further_than_the_blob_has_pieces() {
         lacking: vec![run(piece, 1)],
         urgent: None,
         can_fetch: false,
+        registry: Added::default(),
     };
     for (repeated, is_named) in [(255, true), (256, false)] {
         let piece = 200 + u32::from(is_named);
         let mut pieces = vec![run(0, 1); repeated];
         pieces.push(run(piece, 1));
-        let request = ReportPieceRequest { task: task(), lease: None, pieces, release: false };
+        let request = ReportPieceRequest { task: task(), lease: None, pieces, release: false, pause: Added::default() };
         rig.home.report_piece(node(1), &request, rig.now).unwrap();
         let answer = rig.home.pull_piece(node(2), &lacking(piece), rig.now).unwrap();
         assert_eq!(matches!(answer, PullPieceResponse::Pieces(_)), is_named, "{answer:?}");
     }
+}
+
+#[test]
+fn invented_tasks_do_not_fill_the_memory_nor_drive_out_what_is_pulled() {
+    let mut rig = Rig::new(3);
+    rig.register(1);
+    rig.register(2);
+    // As many pieces as a task may have.
+    let most = Geometry::new(1 << 40, PieceSize::new(16 << 20).unwrap()).unwrap();
+    assert_eq!(most.pieces(), 65_536);
+    for n in 0..1000_u32 {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&n.to_le_bytes());
+        let invented = TaskId::blob(Digest::Sha256(digest));
+        rig.home.register(node(3), RegisterRequest::new(invented, Some(most), None), rig.now).unwrap();
+        assert!(rig.home.tasks.values().map(Swarm::pieces).sum::<usize>() <= PIECES_MAX);
+        rig.now += Duration::from_millis(10);
+        if n % 10 == 0 {
+            rig.pull(1, None, false);
+        }
+    }
+    assert!(rig.home.knows(&task()), "it is being pulled");
+    assert_eq!(rig.home.tasks(), 1 + (PIECES_MAX - 256) / 65_536);
 }

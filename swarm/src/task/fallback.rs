@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use darter_tracker::{PieceIndex, PieceRange};
+use darter_tracker::{ErrorKind, NodeId, PieceIndex, PieceRange};
 
 use super::link::SILENT_READER;
 use super::neighbour::Neighbour;
@@ -15,6 +15,10 @@ use super::{Action, Fallback, Task, Waiting};
 
 /// A reader that waits this long for one piece has it asked for as urgent.
 pub const READER_BUDGET: Duration = Duration::from_millis(500);
+
+/// A reader that has waited this long for a piece that peers offer and do not give complains of them, so that the home lends it
+/// the piece. They may be alive, and busy with others or with nobody: a peer can say so for ever.
+pub const STRANDED: Duration = Duration::from_secs(10);
 
 /// What is done for a reader now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +81,7 @@ impl Task {
         if self.link.homeless() {
             return self.fetch_all(now);
         }
+        self.give_up_the_idle(now);
         for waiting in self.waiting() {
             match self.need(&waiting, now) {
                 Need::Nothing | Need::Urgent => {}
@@ -85,6 +90,56 @@ impl Task {
                 }
                 Need::Hedge => {}
                 Need::Alone => self.go_alone(waiting.piece, now),
+            }
+        }
+    }
+
+    /// Complains where a reader has waited too long for what is offered. Whoever is named after that has as long.
+    fn give_up_the_idle(&mut self, now: Instant) {
+        let awaited: BTreeMap<PieceIndex, Instant> = self
+            .waiting()
+            .into_iter()
+            .filter(|waiting| self.availability[waiting.piece.0 as usize] > 0)
+            .map(|waiting| (waiting.piece, self.stranded.get(&waiting.piece).copied().unwrap_or(now)))
+            .collect();
+        self.stranded = awaited;
+        let overdue = |since: &Instant| now.saturating_duration_since(*since) >= STRANDED;
+        let overdue: Vec<PieceIndex> =
+            self.stranded.iter().filter(|(_, since)| overdue(since)).map(|(piece, _)| *piece).collect();
+        if !self.may_judge(now) {
+            return;
+        }
+        for piece in overdue {
+            self.stranded.remove(&piece);
+            self.complain(piece, now);
+        }
+    }
+
+    /// Gives up everybody who offers a piece and has not given it: what they offer counts again when the home names them.
+    fn complain(&mut self, piece: PieceIndex, now: Instant) {
+        let offering: Vec<NodeId> =
+            self.neighbours.iter().filter(|(_, neighbour)| neighbour.has(piece)).map(|(peer, _)| *peer).collect();
+        for peer in offering {
+            let Some(neighbour) = self.neighbours.get_mut(&peer) else { continue };
+            if neighbour.fail_turn(Some(ErrorKind::Unreachable), now, &mut self.rng) {
+                self.actions.push_back(Action::Decline { peer });
+            }
+            let asked: Vec<PieceIndex> = neighbour.requested().collect();
+            for asked in &asked {
+                neighbour.fail(*asked, Some(ErrorKind::Unreachable), now, &mut self.rng);
+                self.actions.push_back(Action::Cancel { peer, piece: *asked });
+            }
+            for asked in asked {
+                self.want_again(asked);
+            }
+            let offered = self.forget_offers(peer);
+            if self.link.registered_home() == Some(peer) {
+                // A home does not avoid itself: what it does not give is off its list, and lent.
+                let missing = offered.into_iter().filter(|piece| !self.have.contains(*piece));
+                let pieces = PieceRange::gather(missing);
+                self.blame(peer, pieces, ErrorKind::NotFound);
+            } else {
+                self.blame(peer, vec![PieceRange { first: piece, count: 1 }], ErrorKind::Unreachable);
             }
         }
     }

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use darter_tracker::{Digest, Lease, LeaseId, LeaseState, PieceSize, PieceSource};
+use darter_tracker::{Added, Digest, Lease, LeaseId, LeaseState, PieceSize, PieceSource};
 
 const HOME: u8 = 9;
 const SPARE: u8 = 8;
@@ -145,7 +145,11 @@ fn a_lease_is_renewed_whatever_else_happens() {
                     rig.reported(HOME, run, LeaseState::Held);
                 }
                 Action::Pull { .. } => {
-                    let wait = PullPieceResponse::Wait { retry_after: link::PULL_INTERVAL_MAX, neighbours: Vec::new() };
+                    let wait = PullPieceResponse::Wait {
+                        retry_after: link::PULL_INTERVAL_MAX,
+                        neighbours: Vec::new(),
+                        paused: Added::default(),
+                    };
                     rig.task.handle_pulled(node(HOME), wait, rig.now);
                 }
                 _ => {}
@@ -337,7 +341,7 @@ fn a_late_answer_of_a_former_home_does_not_hold_up_the_present_one() {
     rig.unreachable(HOME);
     rig.registered(SPARE);
     let pulls = |action: &Action| matches!(action, Action::Pull { home, .. } if *home == node(SPARE));
-    let wait = |retry_after| PullPieceResponse::Wait { retry_after, neighbours: Vec::new() };
+    let wait = |retry_after| PullPieceResponse::Wait { retry_after, neighbours: Vec::new(), paused: Added::default() };
     rig.task.handle_pulled(node(SPARE), wait(link::PULL_INTERVAL), rig.now);
     rig.task.handle_pulled(node(HOME), wait(link::PULL_INTERVAL_MAX), rig.now);
     rig.actions();

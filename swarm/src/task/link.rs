@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    LeaseId, NodeId, PieceIndex, PieceRange, PullPieceRequest, RegisterRequest, ReportPieceRequest, TrackerError,
+    Added, LeaseId, NodeId, Pause, PieceIndex, PieceRange, PullPieceRequest, RegisterRequest, ReportPieceRequest,
+    TrackerError,
 };
 
 use super::{Action, RunId, Task};
@@ -335,15 +336,15 @@ impl Task {
         if renewal.is_none() && !self.link.report_due && !done {
             return;
         }
-        let (run, lease, release) = match renewal {
-            Some(renewal) => (Some(renewal.run), renewal.lease, renewal.release),
-            None => (None, None, false),
+        let (run, lease, release, pause) = match renewal {
+            Some(renewal) => (Some(renewal.run), renewal.lease, renewal.release, renewal.pause),
+            None => (None, None, false, None),
         };
         self.link.unreported.sort_unstable();
         let pieces = PieceRange::gather(self.link.unreported.drain(..));
         self.link.report_due = false;
         self.link.report_sent = Some(now);
-        let request = ReportPieceRequest { task: self.id, lease, pieces, release };
+        let request = ReportPieceRequest { task: self.id, lease, pieces, release, pause: Added(pause) };
         self.actions.push_back(Action::Report { home, run, request });
     }
 
@@ -373,6 +374,7 @@ impl Task {
             lacking,
             urgent,
             can_fetch,
+            registry: Added::default(),
         };
         self.actions.push_back(Action::Pull { home, request });
     }
@@ -385,4 +387,6 @@ pub(super) struct Renewal {
     /// `None` if nothing has come that would renew it.
     pub(super) lease: Option<LeaseId>,
     pub(super) release: bool,
+    /// What the registry has asked for.
+    pub(super) pause: Option<Pause>,
 }

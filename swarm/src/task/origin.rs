@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use darter_tracker::{Lease, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange};
+use darter_tracker::{Lease, LeaseId, LeaseState, NodeId, Pause, PieceIndex, PieceRange, RegistryTag};
 
 use super::link::{RENEW, Renewal};
 use super::{Action, OriginFailure, RunId, Task};
 use crate::home::lease::LAPSE;
+use crate::home::pause::{PAUSE_MAX, WORD_MAX};
 
 /// Pieces of one run that are read ahead of being stored: the registry's bytes must not wait for this node's disk.
 const LEAD: u32 = 2;
@@ -48,8 +49,16 @@ pub(super) struct Origin {
     refused: bool,
     not_before: Option<Instant>,
     failures: u32,
-    /// Leases that ended early and are owed back.
-    owed: VecDeque<(NodeId, RunId, LeaseId)>,
+    /// Leases that ended early and are owed back, with the pause that the registry asked for, and when.
+    owed: VecDeque<Owed>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    home: NodeId,
+    run: RunId,
+    lease: LeaseId,
+    paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -123,13 +132,26 @@ impl Origin {
 
     pub(super) fn failed(&mut self, run: RunId, failure: OriginFailure, now: Instant) {
         let Some(state) = self.runs.remove(&run) else { return };
-        self.owe(run, state.lease);
+        let pause = match failure {
+            OriginFailure::Busy(pause) => Some(now + pause.min(PAUSE_MAX)),
+            OriginFailure::Refused | OriginFailure::Transient => None,
+        };
+        self.owe(run, state.lease, pause);
         self.failures += 1;
         let backoff = (BACKOFF_BASE * 2u32.saturating_pow(self.failures.min(8) - 1)).min(BACKOFF_MAX);
         match failure {
             OriginFailure::Refused => self.refused = true,
             OriginFailure::Busy(pause) => self.not_before = Some(now + pause.max(backoff)),
             OriginFailure::Transient => self.not_before = Some(now + backoff),
+        }
+    }
+
+    /// The home says that the registry is to be left alone. Its word counts for as long as that of one member at a home, and is
+    /// asked for again before that is over.
+    pub(super) fn pause(&mut self, pause: Option<Pause>, now: Instant) {
+        if let Some(pause) = pause {
+            let until = now + pause.left.min(WORD_MAX);
+            self.not_before = self.not_before.max(Some(until));
         }
     }
 
@@ -223,25 +245,28 @@ impl Origin {
 
     pub(super) fn stop_all(&mut self, actions: &mut VecDeque<Action>) {
         for (run, state) in std::mem::take(&mut self.runs) {
-            self.owe(run, state.lease.filter(|_| state.fresh));
+            self.owe(run, state.lease.filter(|_| state.fresh), None);
             if state.next < state.pieces.end() || state.cut {
                 actions.push_back(Action::Stop { run });
             }
         }
     }
 
-    fn owe(&mut self, run: RunId, lease: Option<(NodeId, LeaseId)>) {
+    fn owe(&mut self, run: RunId, lease: Option<(NodeId, LeaseId)>, paused_until: Option<Instant>) {
         if let Some((home, lease)) = lease {
-            self.owed.push_back((home, run, lease));
+            self.owed.push_back(Owed { home, run, lease, paused_until });
         }
     }
 
     /// The report that is due to `home`: pieces arrived, a lease wants renewal, or one is given back.
     pub(super) fn renewal(&mut self, home: NodeId, now: Instant) -> Option<Renewal> {
         // Leases of a former home are moot.
-        self.owed.retain(|(to, ..)| *to == home);
-        if let Some((_, run, lease)) = self.owed.pop_front() {
-            return Some(Renewal { run, lease: Some(lease), release: true });
+        self.owed.retain(|owed| owed.home == home);
+        if let Some(Owed { run, lease, paused_until, .. }) = self.owed.pop_front() {
+            let left = paused_until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero());
+            // Which registry it is, whoever carries the report out knows.
+            let pause = left.map(|left| Pause { registry: RegistryTag::default(), left });
+            return Some(Renewal { run, lease: Some(lease), release: true, pause });
         }
         for (run, state) in &mut self.runs {
             let Some((to, lease)) = state.lease else { continue };
@@ -251,7 +276,7 @@ impl Origin {
                 // A registry that pauses costs the lease in time; what still speaks for the fetcher is that it says something.
                 let lease = Some(lease).filter(|_| state.fresh || alive);
                 (state.fresh, state.reported) = (false, now);
-                return Some(Renewal { run: *run, lease, release: false });
+                return Some(Renewal { run: *run, lease, release: false, pause: None });
             }
         }
         None

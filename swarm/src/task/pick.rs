@@ -18,6 +18,10 @@ use super::{Action, Task};
 /// nodes took 1.57 instead of 1.08 times the bound with the next eight pieces first).
 const READER_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Pieces on their way from peers at a time for a blob that is fetched ahead of its reading: one that comes, one that is waited
+/// for.
+const BACKGROUND: usize = 2;
+
 /// Pieces that one neighbour is slow with.
 #[derive(Debug, Default)]
 struct Late {
@@ -63,6 +67,9 @@ impl Task {
         if self.is_complete() || self.starved {
             return;
         }
+        if self.background && self.in_flight() >= BACKGROUND {
+            return;
+        }
         let wanted = self.wanted().into_owned();
         let late = self.late(now);
         let asked: Vec<NodeId> = self
@@ -83,6 +90,9 @@ impl Task {
 
     /// Asks one neighbour for a turn, if it offers something that is wanted.
     pub(super) fn drive_request(&mut self, peer: NodeId, now: Instant) {
+        if self.background && self.in_flight() >= BACKGROUND {
+            return;
+        }
         let useful = |neighbour: &super::Neighbour| neighbour.ready(now) && neighbour.offers_any(&self.wanted());
         if !self.is_complete() && !self.starved && self.neighbours.get(&peer).is_some_and(useful) {
             self.ask(peer, now);
@@ -100,7 +110,8 @@ impl Task {
     /// Takes a turn that has come for the piece that is best to have now, or leaves it to others.
     pub(super) fn use_turn(&mut self, peer: NodeId, room: bool, now: Instant) {
         self.starved |= !room;
-        let piece = if room { self.choose(peer, now) } else { None };
+        let enough = self.background && self.in_flight() >= BACKGROUND;
+        let piece = if room && !enough { self.choose(peer, now) } else { None };
         let Some((piece, neighbour)) = piece.zip(self.neighbours.get_mut(&peer)) else {
             self.actions.push_back(Action::Decline { peer });
             return;
@@ -109,6 +120,11 @@ impl Task {
         self.unasked.remove(piece);
         self.sooner(looked_at);
         self.actions.push_back(Action::Take { peer, piece });
+    }
+
+    /// Pieces that neighbours were asked for.
+    fn in_flight(&self) -> usize {
+        self.neighbours.values().map(|neighbour| neighbour.requested().count()).sum()
     }
 
     /// The piece to take from `peer`, if it has one that is wanted.

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "tests/bounds.rs"]
+mod bounds;
+#[path = "tests/busy.rs"]
+mod busy;
 #[path = "tests/loss.rs"]
 mod loss;
 #[path = "tests/net.rs"]

@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::super::image::Blob;
+use super::stats::OnItsWay;
 
 /// Made at a time: a few times a TLS record, little memory for each connection.
 const CHUNK_BYTES: u64 = 64 << 10;
@@ -88,6 +89,8 @@ pub(super) struct Part {
     /// When the next chunk may go, if there is a rate and it is booked.
     pub(super) due: Option<Pin<Box<Sleep>>>,
     pub(super) taken: Arc<AtomicU64>,
+    /// Counted until the body is dropped.
+    pub(super) _open: OnItsWay,
 }
 
 impl Answer {

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use darter_tracker::Digest;
 use http::header::{
     ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, IF_RANGE, RANGE,
-    WWW_AUTHENTICATE,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::response::Builder;
 use http::{Method, Request, Response, StatusCode};
@@ -27,6 +28,7 @@ enum Code {
     ManifestUnknown,
     NameUnknown,
     RangeInvalid,
+    TooManyRequests,
     Unauthorized,
     Unsupported,
 }
@@ -39,6 +41,7 @@ impl Code {
             Self::ManifestUnknown => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown"),
             Self::NameUnknown => (StatusCode::NOT_FOUND, "NAME_UNKNOWN", "repository name not known to registry"),
             Self::RangeInvalid => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "the blob has no such bytes"),
+            Self::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many requests"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry only serves pulls"),
         }
@@ -126,6 +129,10 @@ fn blob(shared: &Shared, repository: &Repository, digest: &str, asked: &HeaderMa
         served.count.head();
         return finish(head.header(CONTENT_LENGTH, length), Answer::empty());
     }
+    if let Some(left) = shared.rest.lock().unwrap_or_else(PoisonError::into_inner).left(Instant::now()) {
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        return refuse(Response::builder().header(RETRY_AFTER, seconds), Code::TooManyRequests, want);
+    }
     let range = if shared.options.ranges { asked_range(asked, &digest, length) } else { Asked::Whole };
     let (head, range) = match range {
         Asked::Whole => (head, 0..length),
@@ -151,6 +158,7 @@ fn part(shared: &Shared, served: &Arc<ServedBlob>, range: Range<u64>) -> Part {
         pace: served.pace.clone(),
         due: None,
         taken: served.count.answer(range.clone()),
+        _open: shared.totals.on_its_way(),
         left: range,
     }
 }

@@ -20,6 +20,8 @@ pub struct Stats {
     pub manifests: u64,
     /// Requests answered 401.
     pub unauthorized: u64,
+    /// Answers with bytes of blobs that were on their way at the same moment, at the most.
+    pub blob_gets_at_once: u64,
 }
 
 impl Stats {
@@ -106,14 +108,40 @@ impl Served {
 pub(super) struct Totals {
     pub(super) manifests: AtomicU64,
     pub(super) unauthorized: AtomicU64,
+    open: Arc<Open>,
+}
+
+/// Answers with bytes of blobs that are on their way, and the most that were.
+#[derive(Debug, Default)]
+struct Open {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(super) struct OnItsWay(Arc<Open>);
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Totals {
+    /// Counts an answer as being on its way until what is returned is dropped.
+    pub(super) fn on_its_way(&self) -> OnItsWay {
+        let now = self.open.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.most.fetch_max(now, Ordering::Relaxed);
+        OnItsWay(Arc::clone(&self.open))
+    }
+
     pub(super) fn read(&self, blobs: BTreeMap<Digest, BlobStats>) -> Stats {
         Stats {
             blobs,
             manifests: self.manifests.load(Ordering::Relaxed),
             unauthorized: self.unauthorized.load(Ordering::Relaxed),
+            blob_gets_at_once: self.open.most.load(Ordering::Relaxed),
         }
     }
 }

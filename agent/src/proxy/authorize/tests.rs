@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 
 use super::memory::{NO, SEEN, YES};
 use super::*;
+use crate::proxy::manifest::Descriptor;
 use crate::source::registry::testing::{Origin, Reply, Seen, origin, reply, serve, upstream};
 
 const BLOB: &[u8] = b"0123456789";
@@ -48,8 +49,8 @@ impl Front {
         let body = format!(r#"{{"layers":[{{"digest":"{}","size":{size}}}]}}"#, digest(letter));
         let headers = origin("http://x/", who).headers;
         let content_type = "application/vnd.oci.image.manifest.v1+json";
-        let blobs = self.authorizer.saw_manifest(&self.repository(name), &headers, content_type, body.as_bytes());
-        assert_eq!(blobs, [Descriptor { digest: digest(letter), size }]);
+        let manifest = self.authorizer.saw_manifest(&self.repository(name), &headers, content_type, body.as_bytes());
+        assert_eq!(manifest.blobs, [Descriptor { digest: digest(letter), size }]);
     }
 
     fn questions(&self) -> usize {

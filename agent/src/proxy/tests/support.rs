@@ -34,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::metrics::Metrics;
 use crate::proxy::body::{BoxError, ClientBody};
 use crate::proxy::mirror::MirrorSettings;
-use crate::proxy::seam::{Authorize, BlobOrigin, BlobRequest, Blobs, Fault, Origin, Repository, Verdict};
+use crate::proxy::seam::{
+    Authorize, BlobOrigin, BlobRequest, Blobs, Client, Descriptor, Fault, Origin, Repository, Verdict,
+};
 use crate::proxy::tls::{Identity, PemPair};
 use crate::proxy::{Proxy, Settings};
 
@@ -248,8 +250,9 @@ impl Authorize for TestAuthorize {
         (self.verdict)()
     }
 
-    fn saw_manifest(&self, repository: &Repository, _: &HeaderMap, content_type: &str, body: &[u8]) {
+    fn saw_manifest(&self, repository: &Repository, _: &HeaderMap, content_type: &str, body: &[u8]) -> Vec<Descriptor> {
         self.manifests.lock().unwrap().push((repository.clone(), content_type.to_owned(), body.to_vec()));
+        Vec::new()
     }
 }
 
@@ -284,6 +287,8 @@ pub(super) struct TestBlobs {
 impl Blobs for TestBlobs {
     type Error = io::Error;
     type Body = BoxStream<'static, Result<Bytes, io::Error>>;
+
+    fn expect(&self, _: Client, _: &[Descriptor]) {}
 
     async fn open(&self, request: BlobRequest) -> Result<Self::Body, io::Error> {
         self.opened.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use darter_swarm::wire::SessionFrame;
 use darter_tracker::{
-    ClientErrorRequest, ErrorKind, EventBody, PieceIndex, PieceRange, RegisterRequest, ReportPieceRequest,
+    Added, ClientErrorRequest, ErrorKind, EventBody, PieceIndex, PieceRange, RegisterRequest, ReportPieceRequest,
     ServiceDownRequest, Tracker as _,
 };
 use tokio::task::{AbortHandle, JoinSet};
@@ -48,7 +48,7 @@ impl Driver {
         async move {
             let told = if let Some(home) = home {
                 let pieces = PieceRange::gather(have.iter());
-                let request = ReportPieceRequest { task, lease: None, pieces, release: false };
+                let request = ReportPieceRequest { task, lease: None, pieces, release: false, pause: Added::default() };
                 tracker.report_piece(home, request).await.map(|_| home)
             } else {
                 // Fetched from the registry alone: the home does not know this node yet. An isolated node tries as well.

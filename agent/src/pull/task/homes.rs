@@ -1,10 +1,10 @@
 //! Which homes a pull asks, and whether those who owe it an answer are alive.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use darter_swarm::wire::SessionFrame;
-use darter_tracker::{ErrorKind, NodeId};
+use darter_tracker::{Added, ErrorKind, NodeId, PullPieceResponse, RegistryTag};
 
 use super::{Driver, Event};
 use crate::admin::metrics::FallbackReason;
@@ -46,6 +46,25 @@ impl Driver {
             Event::Session(_) | Event::Connected(_) | Event::Piece(..) => tracker.member_answered(),
             _ => {}
         }
+    }
+
+    /// The registry that this pull would ask now.
+    pub(super) fn registry(&self) -> Option<RegistryTag> {
+        let origin = self.origins.best()?;
+        self.context().upstream.origin_of(&origin.url).ok().map(|origin| RegistryTag::of(&origin))
+    }
+
+    /// What a home says of the registry that this pull asks; that another one wants to be left alone does not concern it.
+    pub(super) fn meant(&mut self, mut response: PullPieceResponse) -> PullPieceResponse {
+        if let PullPieceResponse::Wait { retry_after, paused, .. } = &mut response
+            && let (Some(pause), Some(registry)) = (paused.0, self.registry())
+            && pause.registry != registry
+        {
+            self.other_registry = true;
+            // Asked again as soon as may be, now that the home is told which one is meant.
+            (*paused, *retry_after) = (Added::default(), Duration::ZERO);
+        }
+        response
     }
 
     /// Members have come or gone.

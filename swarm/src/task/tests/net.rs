@@ -57,6 +57,16 @@ pub(super) enum Event {
     Freeze(bool),
     Part(Option<usize>),
     Restart,
+    OriginBusy(RunId, Duration),
+}
+
+/// How a member is of no use to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// It sends other bytes than were asked for.
+    Lies,
+    /// It takes requests and does not answer them.
+    Idles,
 }
 
 #[derive(Debug)]
@@ -80,7 +90,8 @@ pub(super) struct Node {
     pub(super) task: Option<Task>,
     /// What it held when it was restarted.
     kept: Bitmap,
-    uploads: Uploads,
+    pub(super) uploads: Uploads,
+    pub(super) bad: Option<Bad>,
     uploading: BTreeMap<Ticket, (usize, PieceIndex)>,
     sessions: BTreeSet<usize>,
     told_home: Option<NodeId>,
@@ -116,6 +127,11 @@ pub(super) struct Net {
     pub(super) requests: u32,
     pub(super) fallbacks: u32,
     pub(super) registry_refuses: BTreeSet<usize>,
+    /// For how long the registry wants to be left alone when it is asked next.
+    pub(super) rest: Option<Duration>,
+    pub(super) rest_until: Option<Instant>,
+    /// When the registry was asked although it wanted to be left alone, since it said so.
+    pub(super) asked_in_rest: Vec<Duration>,
     /// Half of what neighbours tell each other never arrives.
     pub(super) loses_news: bool,
     /// Members that homes believe to hold everything.
@@ -140,6 +156,9 @@ impl Net {
             requests: 0,
             fallbacks: 0,
             registry_refuses: BTreeSet::new(),
+            rest: None,
+            rest_until: None,
+            asked_in_rest: Vec::new(),
             loses_news: false,
             believed: BTreeSet::new(),
             parted: None,
@@ -168,6 +187,7 @@ impl Net {
             task: None,
             kept: Bitmap::new(self.geometry.pieces()),
             uploads: Uploads::default(),
+            bad: None,
             uploading: BTreeMap::new(),
             sessions: BTreeSet::new(),
             told_home: None,
@@ -239,7 +259,7 @@ impl Net {
         }
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         let ((at, _), (node, event)) = self.events.pop_first().expect("somebody waits for nothing");
         assert!(at < self.start + Duration::from_secs(60), "not done after a minute: {:?}", self.state());
         self.now = at;

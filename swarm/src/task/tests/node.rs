@@ -68,6 +68,9 @@ impl Net {
                 self.with(node, |task| task.handle_neighbour_home(from, home));
                 self.compare_homes(node);
             }
+            Event::OriginBusy(run, left) => {
+                self.with(node, |task| task.handle_origin_failed(run, OriginFailure::Busy(left), now));
+            }
             Event::OriginPiece(run, piece) => self.with(node, |task| task.handle_origin_piece(run, piece, now)),
             Event::Request(from, piece) if self.reaches(from, node) => self.serve(node, from, piece),
             Event::Uploaded(ticket) => {
@@ -230,7 +233,11 @@ impl Net {
 
     fn upload(&mut self, node: usize, ticket: Ticket) {
         let (to, piece) = self.nodes[node].uploading[&ticket];
-        self.push(TRANSFER, to, Event::Delivered(node, piece));
+        match self.nodes[node].bad {
+            None => self.push(TRANSFER, to, Event::Delivered(node, piece)),
+            Some(Bad::Lies) => self.push(TRANSFER, to, Event::Refused(node, piece, Some(ErrorKind::Mismatch))),
+            Some(Bad::Idles) => {}
+        }
         self.push(TRANSFER, node, Event::Uploaded(ticket));
     }
 
@@ -292,6 +299,18 @@ impl Net {
         self.push(WIRE, at, Event::Call(node, key, call));
     }
 
+    /// Whether the registry, which is being asked, wants to be left alone.
+    fn rests(&mut self) -> bool {
+        if let Some(rest) = self.rest.take() {
+            self.rest_until = Some(self.now + rest);
+            self.asked_in_rest.clear();
+            return true;
+        }
+        let Some(until) = self.rest_until.filter(|until| self.now < *until) else { return false };
+        self.asked_in_rest.push(until - self.now);
+        true
+    }
+
     fn execute(&mut self, node: usize, action: Action) {
         let now = self.now;
         match action {
@@ -317,6 +336,10 @@ impl Net {
             }
             Action::Fetch { run, .. } if self.registry_refuses.contains(&node) => {
                 self.with(node, |task| task.handle_origin_failed(run, OriginFailure::Refused, now));
+            }
+            Action::Fetch { run, .. } if self.rests() => {
+                let left = self.rest_until.map_or(Duration::ZERO, |until| until - now);
+                self.push(WIRE * 2, node, Event::OriginBusy(run, left));
             }
             Action::Fetch { run, pieces } => {
                 self.requests += 1;
