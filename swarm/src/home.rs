@@ -39,6 +39,9 @@ pub const PIECES_MAX: usize = 8 * 1024 * 1024;
 /// A task nobody has mentioned for this long is forgotten; what holders have is still in everybody's `holdings`.
 pub const TASK_IDLE: Duration = Duration::from_secs(3600);
 
+/// How long a home must have stood still for [`Home::handle_stall`]: those who ask it leave it after a fraction of that.
+pub const STALLED: Duration = Duration::from_secs(2);
+
 /// The tasks that this member is home for.
 #[derive(Debug)]
 pub struct Home {
@@ -166,6 +169,14 @@ impl Home {
     pub fn handle_alive(&mut self, node: NodeId, now: Instant) {
         for swarm in self.tasks.values_mut() {
             swarm.heard(node, now);
+        }
+    }
+
+    /// This node has stood still for [`STALLED`] or longer: members have turned to other homes meanwhile, and fetch under leases
+    /// that this one does not know of.
+    pub fn handle_stall(&mut self, now: Instant) {
+        for swarm in self.tasks.values_mut() {
+            swarm.stalled(now);
         }
     }
 

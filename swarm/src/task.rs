@@ -75,6 +75,8 @@ pub struct Task {
     untold_since: Option<Instant>,
     grace_until: Option<Instant>,
     expected_wake: Option<Instant>,
+    /// When everything was last looked at.
+    advanced: Instant,
     /// The next deadline, as far as it was worked out since something last changed.
     deadline: Option<Instant>,
     actions: VecDeque<Action>,
@@ -111,6 +113,7 @@ impl Task {
             untold_since: None,
             grace_until: None,
             expected_wake: None,
+            advanced: now,
             deadline: None,
             actions: VecDeque::new(),
             rng: StdRng::seed_from_u64(seed),
@@ -161,7 +164,8 @@ impl Task {
     pub fn poll_timeout(&mut self, now: Instant) -> Instant {
         let deadline = self.deadline.unwrap_or_else(|| self.next_deadline(now));
         self.deadline = Some(deadline);
-        let wake = deadline.max(now + TIMEOUT_MIN);
+        // Not from now on: asked again and again a deadline that has passed would never come.
+        let wake = deadline.max(self.advanced + TIMEOUT_MIN);
         self.expected_wake = Some(wake);
         wake
     }
@@ -493,9 +497,6 @@ impl Task {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
-            self.grace_until = Some(now + GRACE);
-        }
         self.advance(now);
     }
 
@@ -522,7 +523,11 @@ impl Task {
 
     /// Restores what must hold after every event: calls are out, slots are used, runs go on, nobody waits in vain.
     fn advance(&mut self, now: Instant) {
-        self.deadline = None;
+        // Whatever is the first thing to happen after this node was held up shows it.
+        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
+            self.grace_until = Some(now + GRACE);
+        }
+        (self.advanced, self.deadline) = (now, None);
         if self.is_complete() {
             self.origin.stop_all(&mut self.actions);
             for (peer, neighbour) in &mut self.neighbours {

@@ -4,6 +4,7 @@
 //! it lacks, and nothing that it might get elsewhere waits for a busy link. The neediest comes first.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use darter_tracker::{NodeId, TaskId};
 
@@ -18,6 +19,10 @@ pub const AHEAD: usize = 1;
 
 /// Peers that wait in line, per task: all neighbours, and some whom the home has sent.
 pub const QUEUE_PER_TASK: usize = 64;
+
+/// How long an offered turn is kept for a peer that does not say what it wants, since it is dead, frozen or behind a crowded link.
+/// Whoever owns the line gives it to the next then.
+pub const OFFER_MAX: Duration = Duration::from_millis(500);
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -114,6 +114,9 @@ async fn run_home(
         tokio::select! {
             call = calls.recv() => match call {
                 Some(HomeCall { from, call, reply }) => {
+                    if felt.elapsed() >= STALLED {
+                        home.handle_stall(Instant::now());
+                    }
                     // This node was held up itself: nobody's silence is judged by that.
                     if felt.elapsed() > HELD_UP {
                         home.fetchers().into_iter().for_each(|fetcher| home.handle_alive(fetcher, Instant::now()));

@@ -51,6 +51,8 @@ pub enum Event {
     Asked(NodeNumber, NodeNumber, Layer, u32),
     /// Another node offers the turn that it was asked for.
     Offered(NodeNumber, NodeNumber, Layer, Ticket),
+    /// An offered turn has lapsed, if nothing was said to it.
+    OfferLapsed(NodeNumber, Ticket),
     /// It offers none; `None` is busy.
     NotOffered(NodeNumber, NodeNumber, Layer, Option<ErrorKind>),
     /// Another node takes the turn that it was offered, for this piece.
@@ -161,6 +163,7 @@ impl Event {
             | Self::HomeOf(node, ..)
             | Self::Asked(node, ..)
             | Self::Offered(node, ..)
+            | Self::OfferLapsed(node, ..)
             | Self::NotOffered(node, ..)
             | Self::Taken(node, ..)
             | Self::Declined(node, ..)

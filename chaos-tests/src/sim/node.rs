@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use darter_swarm::home::STALLED;
 use darter_swarm::task::{Action, OriginFailure, ReaderId, Task};
 use darter_tracker::{Bitmap, ErrorKind, PieceIndex, PieceRange, TrackerError};
 use rand::RngExt as _;
@@ -80,6 +81,7 @@ impl World {
             }
             Event::Asked(node, from, layer, holds) => self.asked(node, from, layer, holds),
             Event::Offered(node, from, layer, ticket) => self.offered(node, from, layer, ticket),
+            Event::OfferLapsed(node, ticket) => self.offer_lapsed(node, ticket),
             Event::NotOffered(node, from, layer, kind) => {
                 let from = self.nodes[from as usize].id;
                 self.with(node, layer, |task| task.handle_turn_failed(from, kind, now));
@@ -127,6 +129,7 @@ impl World {
         for layer in 0..self.layers.len() as Layer {
             self.settle(node, layer);
         }
+        self.nodes[node as usize].felt = self.now;
         self.after(PULSE, Event::Pulse(node));
     }
 
@@ -146,6 +149,10 @@ impl World {
 
     fn pulse(&mut self, node: NodeNumber) {
         let now = self.instant();
+        let before = std::mem::replace(&mut self.nodes[node as usize].felt, self.now);
+        if self.now - before >= STALLED.as_nanos() as Nanos {
+            self.nodes[node as usize].home.handle_stall(now);
+        }
         for layer in 0..self.layers.len() as Layer {
             let debtors = self.pull(node, layer).task.debtors();
             for debtor in debtors {
@@ -257,7 +264,7 @@ impl World {
         self.announce(node, layer);
         let now = self.instant();
         let wake = self.pull(node, layer).task.poll_timeout(now);
-        let wake = self.nanos(wake);
+        let wake = self.nanos(wake).max(self.now);
         if std::mem::replace(&mut self.pull(node, layer).wake, wake) != wake {
             self.agenda.put(wake, Event::Wake(node, layer, wake));
         }

@@ -1,7 +1,7 @@
 //! How pieces move: from peers, who serve a few at a time, and from the registry, which is read as fast as credit allows.
 
 use darter_swarm::task::{OriginFailure, RunId};
-use darter_swarm::upload::{Step, Ticket};
+use darter_swarm::upload::{OFFER_MAX, Step, Ticket};
 use darter_tracker::{ErrorKind, PieceIndex};
 use rand::RngExt as _;
 use std::time::Duration;
@@ -57,6 +57,7 @@ impl World {
                     if let Some(upload) = self.nodes[node as usize].uploading.get(&ticket) {
                         let (to, layer) = (upload.to, upload.layer);
                         self.send(TURN_BYTES, Event::Offered(to, node, layer, ticket));
+                        self.after(OFFER_MAX.as_nanos() as Nanos, Event::OfferLapsed(node, ticket));
                     }
                 }
                 Step::Serve(ticket) => self.serve(node, ticket),
@@ -121,6 +122,13 @@ impl World {
         *self.nodes[node as usize].shares.entry((layer, from)).or_default() += 1;
         let steps = self.nodes[node as usize].uploads.take(ticket);
         self.go_on(node, steps);
+    }
+
+    pub(super) fn offer_lapsed(&mut self, node: NodeNumber, ticket: Ticket) {
+        let uploading = self.nodes[node as usize].uploading.get(&ticket);
+        if uploading.is_some_and(|upload| upload.piece.is_none()) {
+            self.upload_ends(node, ticket);
+        }
     }
 
     pub(super) fn declined(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer) {

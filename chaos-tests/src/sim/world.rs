@@ -64,6 +64,8 @@ pub struct Node {
     pub alive: bool,
     /// While it stands still: what has come for it.
     pub(super) frozen: Option<Vec<Event>>,
+    /// When it last looked who is alive.
+    pub(super) felt: Nanos,
     /// Since when nothing comes from it.
     pub(super) still_since: Option<Nanos>,
     /// Control bytes that came to it in the present second, and in its worst.
@@ -344,6 +346,7 @@ impl Node {
             silent: BTreeMap::new(),
             alive: true,
             frozen: None,
+            felt: 0,
             still_since: None,
             heard: Heard::default(),
             done: None,

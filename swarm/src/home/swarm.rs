@@ -52,8 +52,8 @@ pub struct Swarm {
     members: BTreeMap<NodeId, MemberState>,
     /// Holders per piece.
     holders: Vec<u32>,
-    /// Since when each piece has had a holder, the last time that it had none before.
-    held_since: Vec<Option<Instant>>,
+    /// When each piece came from the registry, if it was lent.
+    fetched_at: Vec<Option<Instant>>,
     leases: Leases,
     introductions: Introductions,
     /// Members that somebody has complained of: the few for whom it has to be looked up.
@@ -90,7 +90,7 @@ impl Swarm {
             geometry: None,
             members: BTreeMap::new(),
             holders: Vec::new(),
-            held_since: Vec::new(),
+            fetched_at: Vec::new(),
             leases: Leases::default(),
             introductions: Introductions::default(),
             suspects: BTreeSet::new(),
@@ -99,6 +99,13 @@ impl Swarm {
             settling: None,
             last_used: now,
         }
+    }
+
+    /// Whoever was a member may have another home by now: until they have told, only what readers wait for is lent.
+    pub(super) fn stalled(&mut self, now: Instant) {
+        self.leases = Leases::default();
+        self.settling = Some(now + SETTLE);
+        self.members.values_mut().for_each(|member| member.registered = false);
     }
 
     /// Who is fetching.
@@ -357,7 +364,7 @@ impl Swarm {
             // A length that nobody could fetch by was wrong, and shall not keep those out who know better.
             self.geometry = None;
             self.holders.clear();
-            self.held_since.clear();
+            self.fetched_at.clear();
         }
     }
 
@@ -370,7 +377,7 @@ impl Swarm {
             (None, Some(offered)) => {
                 self.geometry = Some(offered);
                 self.holders = vec![0; offered.pieces() as usize];
-                self.held_since = vec![None; offered.pieces() as usize];
+                self.fetched_at = vec![None; offered.pieces() as usize];
                 Ok(())
             }
             _ => Ok(()),
@@ -394,7 +401,7 @@ impl Swarm {
         let have = member.have.get_or_insert_with(|| Bitmap::new(self.holders.len() as u32));
         if have.insert(piece) {
             if self.holders[piece.0 as usize] == 0 {
-                self.held_since[piece.0 as usize] = Some(now);
+                self.fetched_at[piece.0 as usize] = self.leases.covers(piece, &BTreeSet::new()).then_some(now);
             }
             self.holders[piece.0 as usize] += 1;
             self.leases.landed(piece);
@@ -454,7 +461,7 @@ impl Swarm {
     ) -> Vec<PieceSource> {
         // What is on its way to everybody is not fetched from where it began, unless a reader waits for it.
         let spreading = |piece: PieceIndex| {
-            let since = self.held_since.get(piece.0 as usize).copied().flatten();
+            let since = self.fetched_at.get(piece.0 as usize).copied().flatten();
             self.leases.fetchers() > 0 && since.is_some_and(|since| now.saturating_duration_since(since) < SPREADING)
         };
         let wanted = request.urgent.into_iter().map(|first| PieceRange { first, count: 1 });

@@ -231,7 +231,10 @@ fn neighbourhoods_are_even() {
         rig.register(byte);
     }
     let degrees: Vec<usize> = (1..=200).map(|byte| rig.register(byte).neighbours.len()).collect();
-    assert!(degrees.iter().all(|degree| (swarm::DEGREE..=swarm::DEGREE_MAX).contains(degree)), "{degrees:?}");
+    assert!(
+        degrees.iter().all(|degree| (introductions::DEGREE..=introductions::DEGREE_MAX).contains(degree)),
+        "{degrees:?}"
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{Action, Task};
 /// What a reader has waited for so long is taken before anything else. Whoever took what is next for his reader at once would ask
 /// the one fetcher who has it for the same piece as everybody else, and leave the rest of what only that one has (simulated: 16
 /// nodes took 1.57 instead of 1.08 times the bound with the next eight pieces first).
-const READER_PATIENCE: Duration = Duration::from_millis(100);
+pub(super) const READER_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Pieces on their way from peers at a time for a blob that is fetched ahead of its reading: one that comes, one that is waited
 /// for.

@@ -5,10 +5,10 @@
 
 use super::net::Net;
 use super::*;
-use crate::upload::{ACTIVE_PER_TASK, ACTIVE_TOTAL, Admission, QUEUE_PER_TASK, Ticket, Uploads};
+use crate::intake::PIECES_MAX;
+use crate::upload::{ACTIVE, AHEAD, QUEUE_PER_TASK, Step, Ticket, Uploads};
 use darter_tracker::{Digest, PieceSize};
 use neighbour::PIPELINE;
-use pick::WINDOW;
 
 fn node(byte: u8) -> NodeId {
     NodeId::from_bytes([byte; 16])
@@ -36,41 +36,41 @@ fn holding(pieces: impl IntoIterator<Item = u32>) -> Bitmap {
     has
 }
 
-fn requests(task: &mut Task) -> Vec<(NodeId, u32)> {
-    let mut asked = Vec::new();
+/// What is taken if `peer` offers as many turns as it is asked for.
+fn taken(task: &mut Task, peer: NodeId, now: Instant) -> Vec<u32> {
+    let mut taken = Vec::new();
     while let Some(action) = task.poll_action() {
-        if let Action::Request { peer, piece } = action {
-            asked.push((peer, piece.0));
+        match action {
+            Action::Ask { peer: asked } if asked == peer => task.handle_turn(peer, true, now),
+            Action::Take { piece, .. } => taken.push(piece.0),
+            _ => {}
         }
     }
-    asked
+    taken
 }
 
-/// Row 25: beyond the window at the reader the pieces that the fewest neighbours hold come first, whichever they are.
+/// Row 25: the pieces that the fewest neighbours hold come first, whichever they are.
 #[test]
-fn beyond_the_window_the_rarest_piece_is_asked_for() {
+fn the_rarest_piece_is_taken_first() {
     let start = Instant::now();
     let mut chosen = [0_u32; 100];
     const SEEDS: u64 = 400;
     for seed in 0..SEEDS {
         let mut task = reading(seed, start);
-        // Three hold all but the window and every fifth piece, and are paused: they only make pieces common.
-        let common = holding((10 + WINDOW..100).filter(|piece| piece % 5 != 0));
+        // Three hold all but every fifth piece, and offer no turn: they only make pieces common.
         for other in 2..5 {
-            task.handle_neighbour_up(node(other), common.clone(), start);
-            requests(&mut task);
+            task.handle_neighbour_up(node(other), holding((10..100).filter(|piece| piece % 5 != 0)), start);
         }
-        task.handle_neighbour_up(node(1), holding(10 + WINDOW..100), start);
-        let asked: Vec<u32> =
-            requests(&mut task).iter().filter(|(peer, _)| *peer == node(1)).map(|(_, piece)| *piece).collect();
-        assert_eq!(asked.len(), PIPELINE, "seed {seed}");
-        for piece in asked {
+        task.handle_neighbour_up(node(1), holding(10..100), start);
+        let taken = taken(&mut task, node(1), start);
+        assert_eq!(taken.len(), PIPELINE, "seed {seed}");
+        for piece in taken {
             assert_eq!(piece % 5, 0, "seed {seed}: {piece} is held by four");
             chosen[piece as usize] += 1;
         }
     }
-    // All of the sixteen rare ones alike, within four standard deviations: neighbours that all chose the same would be no swarm.
-    let rare: Vec<u32> = (20..100).step_by(5).collect();
+    // All of the eighteen rare ones alike, within four standard deviations: neighbours that all chose the same would be no swarm.
+    let rare: Vec<u32> = (10..100).step_by(5).collect();
     let expected = f64::from(SEEDS as u32 * PIPELINE as u32) / rare.len() as f64;
     for piece in rare {
         let times = f64::from(chosen[piece as usize]);
@@ -78,18 +78,18 @@ fn beyond_the_window_the_rarest_piece_is_asked_for() {
     }
 }
 
-/// Row 25, the other half: what the client waits for goes before what is rare.
+/// Row 25, the other half: what the client has waited for goes before what is rare.
 #[test]
-fn within_the_window_pieces_are_asked_for_in_order() {
+fn what_a_reader_has_waited_for_comes_first() {
     let start = Instant::now();
+    let later = start + pick::READER_PATIENCE;
     for seed in 0..50 {
         let mut task = reading(seed, start);
-        let mut asked = Vec::new();
-        for peer in 1..=(WINDOW / PIPELINE as u32) {
-            task.handle_neighbour_up(node(peer as u8), holding(10..100), start);
-            asked.extend(requests(&mut task).into_iter().map(|(_, piece)| piece));
+        for other in 2..5 {
+            task.handle_neighbour_up(node(other), holding([10]), start);
         }
-        assert_eq!(asked, (10..10 + WINDOW).collect::<Vec<_>>(), "seed {seed}");
+        task.handle_neighbour_up(node(1), holding(10..100), later);
+        assert_eq!(taken(&mut task, node(1), later)[0], 10, "seed {seed}");
     }
 }
 
@@ -98,16 +98,22 @@ fn within_the_window_pieces_are_asked_for_in_order() {
 fn no_peer_is_asked_for_more_than_its_share_and_none_uploads_more() {
     for (count, seed) in [(2, 1), (5, 2), (16, 3), (40, 4)] {
         let mut net = Net::new(count, 200, seed);
-        let (mut peer_most, mut uploads_most) = (0, 0);
+        let (mut peer_most, mut all_most, mut uploads_most) = (0, 0, 0);
         while net.nodes.iter().any(|node| node.done_at.is_none()) {
             net.step();
             for node in &net.nodes {
-                let in_flight = node.task.iter().flat_map(|task| task.neighbours.values().map(Neighbour::in_flight));
-                peer_most = in_flight.max().unwrap_or(0).max(peer_most);
+                let in_flight = node
+                    .task
+                    .iter()
+                    .flat_map(|task| task.neighbours.values().map(|neighbour| neighbour.requested().count()));
+                let in_flight: Vec<usize> = in_flight.collect();
+                peer_most = in_flight.iter().copied().max().unwrap_or(0).max(peer_most);
+                all_most = in_flight.iter().sum::<usize>().max(all_most);
                 uploads_most = node.uploads.active().max(uploads_most);
             }
         }
-        assert_eq!((peer_most, uploads_most), (PIPELINE, ACTIVE_PER_TASK), "{count} nodes");
+        assert!(peer_most <= PIPELINE && all_most <= PIECES_MAX && uploads_most <= ACTIVE, "{count} nodes");
+        assert!(count < 16 || (all_most, uploads_most) == (PIECES_MAX, ACTIVE), "{count} nodes use what they may");
     }
 }
 
@@ -121,9 +127,17 @@ fn what_is_fetched_ahead_takes_little() {
     for peer in 1..=8 {
         task.handle_neighbour_up(node(peer), holding(10..100), start);
     }
-    assert_eq!(requests(&mut task).len(), 2);
+    let all = |task: &mut Task| (1..=8).map(|peer| taken(task, node(peer), start).len()).sum::<usize>();
+    // Everybody is asked, and the first two turns are used.
+    let asked: Vec<Action> = std::iter::from_fn(|| task.poll_action()).collect();
+    assert_eq!(asked.iter().filter(|action| matches!(action, Action::Ask { .. })).count(), 8);
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), true, start));
+    assert_eq!(all(&mut task), 2);
     task.handle_background(false, start);
-    assert_eq!(requests(&mut task).len(), 6, "as many as it would ask for otherwise");
+    let asked: Vec<Action> = std::iter::from_fn(|| task.poll_action()).collect();
+    assert_eq!(asked.iter().filter(|action| matches!(action, Action::Ask { .. })).count(), 8);
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), true, start));
+    assert_eq!(all(&mut task), 8, "every turn is used");
 }
 
 /// Row 30: whatever comes in whatever order.
@@ -131,29 +145,48 @@ fn what_is_fetched_ahead_takes_little() {
 fn uploads_stay_within_their_caps() {
     let mut rng = StdRng::seed_from_u64(5);
     let mut uploads = Uploads::default();
-    let (mut served, mut queued) = (BTreeMap::<Ticket, u8>::new(), BTreeMap::<Ticket, u8>::new());
+    let mut states = BTreeMap::<Ticket, &str>::new();
     let (mut most, mut busy) = (0, 0);
     for _ in 0..20_000 {
-        if rng.random::<bool>() {
-            let task = rng.random_range(0..6_u8);
-            let id = TaskId::blob(Digest::Sha256([task; 32]));
-            match uploads.request(id, node(rng.random_range(0..50)), rng.random_range(0..9)) {
-                Admission::Serve(ticket) => _ = served.insert(ticket, task),
-                Admission::Queued(ticket) => _ = queued.insert(ticket, task),
-                Admission::Busy => busy += 1,
+        let any = states.keys().nth(rng.random_range(0..8)).copied();
+        let steps = match (rng.random_range(0..8), any) {
+            (0, Some(ticket)) => {
+                states.remove(&ticket);
+                uploads.finish(ticket)
             }
-        } else if let Some(ticket) = served.keys().chain(queued.keys()).nth(rng.random_range(0..6)).copied() {
-            served.remove(&ticket);
-            queued.remove(&ticket);
-            for turn in uploads.finish(ticket) {
-                served.insert(turn, queued.remove(&turn).expect("who waited"));
+            (1..4, Some(ticket)) => {
+                if states[&ticket] == "offered" {
+                    states.insert(ticket, "ready");
+                }
+                uploads.take(ticket)
             }
+            _ => {
+                let id = TaskId::blob(Digest::Sha256([rng.random_range(0..6_u8); 32]));
+                match uploads.request(id, node(rng.random_range(0..90)), rng.random_range(0..9)) {
+                    Some((ticket, steps)) => {
+                        states.insert(ticket, "waiting");
+                        steps
+                    }
+                    None => {
+                        busy += 1;
+                        Vec::new()
+                    }
+                }
+            }
+        };
+        for step in steps {
+            let (ticket, before, after) = match step {
+                Step::Offer(ticket) => (ticket, "waiting", "offered"),
+                Step::Serve(ticket) => (ticket, "ready", "served"),
+            };
+            assert_eq!(states.insert(ticket, after), Some(before));
         }
-        let of = |of: &BTreeMap<Ticket, u8>, task| of.values().filter(|of| **of == task).count();
-        assert!((0..6).all(|task| of(&served, task) <= ACTIVE_PER_TASK && of(&queued, task) <= QUEUE_PER_TASK));
-        assert!(served.len() <= ACTIVE_TOTAL && served.len() == uploads.active());
-        most = most.max(served.len());
+        let count = |state: &str| states.values().filter(|of| **of == state).count();
+        assert!(count("served") <= ACTIVE && count("served") == uploads.active());
+        assert!(count("served") + count("ready") + count("offered") <= ACTIVE + AHEAD);
+        assert!(count("waiting") <= 6 * QUEUE_PER_TASK);
+        most = most.max(count("served"));
     }
-    assert_eq!(most, ACTIVE_TOTAL);
+    assert_eq!(most, ACTIVE);
     assert!(busy > 0, "and somebody was told so");
 }

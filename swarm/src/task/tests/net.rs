@@ -1,4 +1,4 @@
-//! A toy network under a virtual clock: fixed delays, two uploads at a time per node, a registry that counts; nodes that die,
+//! A toy network under a virtual clock: fixed delays, few uploads at a time per node, a registry that counts; nodes that die,
 //! freeze, part and come back. What is decided is decided by the real homes, downloaders and upload queues.
 
 // A simulation needs some instant to start at; from there its own clock moves it.
@@ -8,7 +8,8 @@ mod node;
 
 use super::*;
 use crate::home::Home;
-use crate::upload::{Ticket, Uploads};
+use crate::intake::Intake;
+use crate::upload::{OFFER_MAX, Step, Ticket, Uploads};
 use darter_tracker::{Digest, PieceSize, PullPieceRequest, RegisterRequest, ReportPieceRequest, Role};
 
 /// One way.
@@ -47,7 +48,12 @@ pub(super) enum Event {
     Have(usize, Vec<PieceRange>),
     HomeOf(usize, NodeId),
     OriginPiece(RunId, PieceIndex),
-    Request(usize, PieceIndex),
+    Ask(usize),
+    Turn(usize, Ticket),
+    Lapse(Ticket),
+    NoTurn(usize, Option<ErrorKind>),
+    Decline(usize),
+    Take(usize, Ticket, PieceIndex),
     Uploaded(Ticket),
     Delivered(usize, PieceIndex),
     Refused(usize, PieceIndex, Option<ErrorKind>),
@@ -92,7 +98,14 @@ pub(super) struct Node {
     kept: Bitmap,
     pub(super) uploads: Uploads,
     pub(super) bad: Option<Bad>,
-    uploading: BTreeMap<Ticket, (usize, PieceIndex)>,
+    uploading: BTreeMap<Ticket, (usize, Option<PieceIndex>)>,
+    intake: Intake,
+    /// From whom which pieces are to come.
+    taken: BTreeSet<(usize, PieceIndex)>,
+    /// The turn that is being offered at this moment.
+    offer: Option<Ticket>,
+    /// When it last looked who is alive.
+    felt: Instant,
     sessions: BTreeSet<usize>,
     told_home: Option<NodeId>,
     open: BTreeSet<u64>,
@@ -189,6 +202,10 @@ impl Net {
             uploads: Uploads::default(),
             bad: None,
             uploading: BTreeMap::new(),
+            intake: Intake::default(),
+            taken: BTreeSet::new(),
+            offer: None,
+            felt: self.now,
             sessions: BTreeSet::new(),
             told_home: None,
             open: BTreeSet::new(),

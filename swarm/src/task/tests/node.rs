@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::home::swarm::ADVERTISERS;
-use crate::upload::Admission;
 
 impl Net {
     pub(super) fn handle(&mut self, node: usize, event: Event) {
@@ -72,25 +71,43 @@ impl Net {
                 self.with(node, |task| task.handle_origin_failed(run, OriginFailure::Busy(left), now));
             }
             Event::OriginPiece(run, piece) => self.with(node, |task| task.handle_origin_piece(run, piece, now)),
-            Event::Request(from, piece) if self.reaches(from, node) => self.serve(node, from, piece),
-            Event::Uploaded(ticket) => {
-                if let Some((_, piece)) = self.nodes[node].uploading.remove(&ticket) {
-                    self.with(node, |task| task.handle_uploaded(piece, now));
-                    for next in self.nodes[node].uploads.finish(ticket) {
-                        self.upload(node, next);
-                    }
+            Event::Ask(from) if self.reaches(from, node) => self.asked(node, from),
+            Event::Turn(from, ticket) if self.reaches(from, node) => self.turn(node, from, ticket),
+            Event::NoTurn(from, kind) if self.reaches(from, node) => {
+                let from = id(self, from);
+                self.with(node, |task| task.handle_turn_failed(from, kind, now));
+            }
+            Event::Take(from, ticket, piece) if self.reaches(from, node) => self.take(node, from, ticket, piece),
+            Event::Lapse(ticket) => {
+                if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) {
+                    self.finish(node, ticket);
                 }
             }
-            Event::Delivered(from, piece) if self.reaches(from, node) => {
-                let from = id(self, from);
+            Event::Decline(from) => {
+                let uploads = self.nodes[node].uploading.iter();
+                let mut waiting = uploads.filter(|(_, (to, piece))| *to == from && piece.is_none());
+                if let Some(ticket) = waiting.next().map(|(ticket, _)| *ticket) {
+                    self.finish(node, ticket);
+                }
+            }
+            Event::Uploaded(ticket) => {
+                if let Some((_, Some(piece))) = self.nodes[node].uploading.get(&ticket).copied() {
+                    self.with(node, |task| task.handle_uploaded(piece, now));
+                }
+                self.finish(node, ticket);
+            }
+            Event::Delivered(peer, piece) if self.reaches(peer, node) => {
+                let from = id(self, peer);
                 let wanted = |task: &Task| task.neighbours.get(&from).is_some_and(|peer| peer.asked(piece));
                 if self.nodes[node].task.as_ref().is_some_and(wanted) {
                     self.with(node, |task| task.handle_piece(from, piece, now));
                 }
+                self.leave_place(node, peer, piece);
             }
-            Event::Refused(from, piece, kind) if self.reaches(from, node) => {
-                let from = id(self, from);
+            Event::Refused(peer, piece, kind) if self.reaches(peer, node) => {
+                let from = id(self, peer);
                 self.with(node, |task| task.handle_piece_failed(from, piece, kind, now));
+                self.leave_place(node, peer, piece);
             }
             Event::Gone(other) => {
                 self.nodes[node].view.remove(&other);
@@ -120,14 +137,18 @@ impl Net {
         let (homes, have, now) = (self.homes(node), self.nodes[node].kept.clone(), self.now);
         self.nodes[node].task = Some(Task::new(self.id, self.geometry, have, homes, self.rng.random(), now));
         self.nodes[node].read_at = now;
+        self.nodes[node].felt = now;
         self.push(PULSE, node, Event::Pulse);
     }
 
     fn pulse(&mut self, node: usize) {
+        let now = self.now;
+        if now >= std::mem::replace(&mut self.nodes[node].felt, now) + crate::home::STALLED {
+            self.nodes[node].home.handle_stall(now);
+        }
         let Some(task) = self.nodes[node].task.as_ref() else { return };
         let debtors = task.debtors();
         let fetchers = self.nodes[node].home.fetchers();
-        let now = self.now;
         for debtor in debtors {
             let at = self.index(debtor);
             if self.reaches(node, at) && self.nodes[at].frozen.is_none() {
@@ -213,26 +234,71 @@ impl Net {
         self.with(node, |task| task.handle_members(homes, is_member, now));
     }
 
-    fn serve(&mut self, node: usize, to: usize, piece: PieceIndex) {
-        let holds = self.nodes[to].task.as_ref().map_or(0, |task| task.have().count());
-        if !self.nodes[node].task.as_ref().is_some_and(|task| task.have().contains(piece)) {
-            return self.push(WIRE, to, Event::Refused(node, piece, Some(ErrorKind::NotFound)));
+    fn asked(&mut self, node: usize, from: usize) {
+        if self.nodes[node].task.is_none() {
+            return self.push(WIRE, from, Event::NoTurn(node, Some(ErrorKind::NotFound)));
         }
-        let peer = self.nodes[to].id;
-        match self.nodes[node].uploads.request(self.id, peer, holds) {
-            Admission::Busy => self.push(WIRE, to, Event::Refused(node, piece, None)),
-            Admission::Queued(ticket) => {
-                self.nodes[node].uploading.insert(ticket, (to, piece));
-            }
-            Admission::Serve(ticket) => {
-                self.nodes[node].uploading.insert(ticket, (to, piece));
-                self.upload(node, ticket);
+        let holds = self.nodes[from].task.as_ref().map_or(0, |task| task.have().count());
+        let peer = self.nodes[from].id;
+        let Some((ticket, steps)) = self.nodes[node].uploads.request(self.id, peer, holds) else {
+            return self.push(WIRE, from, Event::NoTurn(node, None));
+        };
+        self.nodes[node].uploading.insert(ticket, (from, None));
+        self.go_on(node, steps);
+    }
+
+    fn go_on(&mut self, node: usize, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Offer(ticket) => {
+                    self.push(WIRE, self.nodes[node].uploading[&ticket].0, Event::Turn(node, ticket));
+                    self.push(OFFER_MAX, node, Event::Lapse(ticket));
+                }
+                Step::Serve(ticket) => self.upload(node, ticket),
             }
         }
     }
 
+    fn finish(&mut self, node: usize, ticket: Ticket) {
+        self.nodes[node].uploading.remove(&ticket);
+        let steps = self.nodes[node].uploads.finish(ticket);
+        self.go_on(node, steps);
+    }
+
+    fn turn(&mut self, node: usize, from: usize, ticket: Ticket) {
+        let (peer, now, bytes) = (self.nodes[from].id, self.now, self.geometry.piece_size().bytes());
+        let room = self.nodes[node].intake.admit(bytes);
+        self.nodes[node].offer = Some(ticket);
+        self.with(node, |task| task.handle_turn(peer, room, now));
+        self.drain(node);
+        if self.nodes[node].offer.take().is_some() && room {
+            self.nodes[node].intake.release(bytes);
+        }
+    }
+
+    fn leave_place(&mut self, node: usize, peer: usize, piece: PieceIndex) {
+        let now = self.now;
+        if self.nodes[node].taken.remove(&(peer, piece)) {
+            self.nodes[node].intake.release(self.geometry.piece_size().bytes());
+            self.with(node, |task| task.handle_room(now));
+        }
+    }
+
+    fn take(&mut self, node: usize, from: usize, ticket: Ticket, piece: PieceIndex) {
+        if !self.nodes[node].task.as_ref().is_some_and(|task| task.have().contains(piece)) {
+            self.finish(node, ticket);
+            return self.push(WIRE, from, Event::Refused(node, piece, Some(ErrorKind::NotFound)));
+        }
+        let Some(upload) = self.nodes[node].uploading.get_mut(&ticket) else {
+            return self.push(WIRE, from, Event::Refused(node, piece, None));
+        };
+        upload.1 = Some(piece);
+        let steps = self.nodes[node].uploads.take(ticket);
+        self.go_on(node, steps);
+    }
+
     fn upload(&mut self, node: usize, ticket: Ticket) {
-        let (to, piece) = self.nodes[node].uploading[&ticket];
+        let (to, Some(piece)) = self.nodes[node].uploading[&ticket] else { return };
         match self.nodes[node].bad {
             None => self.push(TRANSFER, to, Event::Delivered(node, piece)),
             Some(Bad::Lies) => self.push(TRANSFER, to, Event::Refused(node, piece, Some(ErrorKind::Mismatch))),
@@ -272,7 +338,7 @@ impl Net {
         }
         self.tell_home(node);
         let Some(task) = &mut self.nodes[node].task else { return };
-        let wake = task.poll_timeout(now);
+        let wake = task.poll_timeout(now).max(now);
         // Only the last alarm set counts; earlier ones ring in vain.
         if std::mem::replace(&mut self.nodes[node].wake, wake) != wake {
             self.push(wake - now, node, Event::Wake);
@@ -325,8 +391,16 @@ impl Net {
                 self.push(WIRE, to, Event::Connect(node, key, have, self.nodes[node].told_home));
                 self.push(CONNECT_FAILS, node, Event::ConnectFails(to, key));
             }
-            Action::Request { peer, piece } => self.push(WIRE, self.index(peer), Event::Request(node, piece)),
-            Action::Cancel { .. } => {}
+            Action::Ask { peer } => self.push(WIRE, self.index(peer), Event::Ask(node)),
+            Action::Decline { peer } => self.push(WIRE, self.index(peer), Event::Decline(node)),
+            Action::Take { peer, piece } => {
+                let to = self.index(peer);
+                if let Some(ticket) = self.nodes[node].offer.take() {
+                    self.nodes[node].taken.insert((to, piece));
+                    self.push(WIRE, to, Event::Take(node, ticket, piece));
+                }
+            }
+            Action::Cancel { peer, piece } => self.leave_place(node, self.index(peer), piece),
             Action::Have { pieces } => {
                 for other in self.nodes[node].sessions.clone() {
                     if !(self.loses_news && self.rng.random::<bool>()) {
