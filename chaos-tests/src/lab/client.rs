@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
+pub(crate) use fetch::REPOSITORY;
 pub use fetch::pull;
 
 use super::command::Run;

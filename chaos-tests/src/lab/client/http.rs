@@ -36,6 +36,14 @@ impl Body {
         Self::ask(host, &head, &[]).await
     }
 
+    /// POSTs to a path of `host`.
+    pub(crate) async fn post(host: &str, path: &str, content: &[u8]) -> Result<Self> {
+        let length = content.len();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        Self::ask(host, &head, content).await
+    }
+
     /// Any status but 200 is an error, and so is an answer without a length.
     async fn ask(host: &str, head: &str, content: &[u8]) -> Result<Self> {
         let mut stream = TcpStream::connect(host).await.context("cannot connect")?;
