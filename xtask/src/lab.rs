@@ -1,4 +1,4 @@
-//! Builds the agent and the lab, and runs the lab.
+//! Builds the agent and the lab or the benchmark, and runs that.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -6,13 +6,13 @@ use anyhow::Result;
 
 use crate::step::{cargo, succeed};
 
-/// `args` go to the lab.
-pub(crate) fn run(args: &[&str]) -> Result<()> {
-    // Without root the lab only says so, which does not take an agent.
+/// `program` is `lab` or `bench`, and gets `args`.
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
+    // Without root they only say so, which does not take an agent.
     if std::fs::metadata("/proc/self")?.uid() == 0 {
         succeed(cargo()?.args(["build", "--release", "--locked", "-p", "darter-agent", "--bin", "darter"]))?;
     }
-    let mut lab = cargo()?;
-    lab.args(["run", "--quiet", "--release", "--locked", "-p", "chaos-tests", "--bin", "lab", "--"]).args(args);
-    succeed(&mut lab)
+    let mut run = cargo()?;
+    run.args(["run", "--quiet", "--release", "--locked", "-p", "chaos-tests", "--bin", program, "--"]).args(args);
+    succeed(&mut run)
 }

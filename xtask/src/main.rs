@@ -1,6 +1,7 @@
-//! `cargo xtask ci`, `cargo xtask deploy` and `cargo xtask lab`: what CI runs, as one command each.
+//! `cargo xtask ci`, `cargo xtask deploy` and `cargo xtask lab`: what CI runs, as one command each; and `cargo xtask bench`,
+//! which it does not.
 //!
-//! Thin on purpose: checks that are code live in [`tidy`] and [`fence`], the lab itself in the crate `chaos-tests`.
+//! Thin on purpose: checks that are code live in [`tidy`] and [`fence`], lab and benchmark in the crate `chaos-tests`.
 
 mod ci;
 mod deny;
@@ -16,7 +17,8 @@ const USAGE: &str = "usage:
   cargo xtask ci            fmt, tidy, fence, clippy, docs, deny; the first that fails ends it
   cargo xtask ci STEP       one of them
   cargo xtask deploy        renders and validates deploy/ with kubectl, kubernetes-validate and systemd-analyze
-  cargo xtask lab [FILTER]  real clients in network namespaces; as root";
+  cargo xtask lab [FILTER]  real clients in network namespaces; as root
+  cargo xtask bench MODE    how fast, against the bound and against others; as root; `bench help` says more";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,7 +27,8 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(None),
         ["ci", step] => ci::run(Some(step)),
         ["deploy"] => deploy::check(),
-        ["lab", rest @ ..] => lab::run(rest),
+        ["lab", rest @ ..] => lab::run("lab", rest),
+        ["bench", rest @ ..] => lab::run("bench", rest),
         _ => Err(anyhow::anyhow!(USAGE)),
     };
     match result {

@@ -1,6 +1,6 @@
 //! `lab [--darter FILE] [FILTER]`: the lab as a program. `cargo xtask lab` builds what it needs and calls it.
 //!
-//! `lab origin ADDRESS LAYOUT` and `lab client REGISTRY MANIFEST` are for the lab itself, which runs its counting registry
+//! `lab origin ADDRESS LAYOUT` and `lab client ORDER` are for the lab itself, which runs its counting registry
 //! and its clients that way inside a namespace.
 
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ async fn main() -> Result<ExitCode> {
         origin::serve(address.parse()?, Path::new(layout)).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let [command, registry, manifest] = args.as_slice()
+    if let [command, order] = args.as_slice()
         && command == "client"
     {
-        println!("{}", client::pull(registry, manifest).await?.write());
+        println!("{}", client::pull(&client::Order::read(order)?).await?.write());
         return Ok(ExitCode::SUCCESS);
     }
     let mut filter = String::new();

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{Client, Order};
 use super::command::{Run, wait_for};
 use super::daemon::Daemon;
 use super::docker::Route;
@@ -71,20 +71,24 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` agents on new hosts `h1`, `h2`, ... and waits until all know all.
     pub async fn start(world: &mut World, remote: Remote<'_>, count: usize, extra: &Value) -> Result<Self> {
-        let secret = secret(world).await?;
         let mut hosts = Vec::new();
         for number in 1..=count {
             hosts.push(world.host(&format!("h{number}")).await?);
         }
+        Self::on(world, &hosts, remote, extra).await
+    }
+
+    /// Starts an agent on each of these hosts and waits until all know all.
+    pub async fn on(world: &World, hosts: &[Host], remote: Remote<'_>, extra: &Value) -> Result<Self> {
+        let secret = secret(world).await?;
         let seed = hosts.first().context("a cluster of nobody")?.address;
         let discovery = json!([{"static": {"addresses": [format!("{seed}:{GOSSIP_PORT}")]}}]);
         let mut config = json!({"secret_file": secret, "discovery": discovery});
         merge(&mut config, extra);
-        let world = &*world;
         let start = hosts.iter().map(|host| Agent::start(world, host, remote, &config));
         let agents = try_join_all(start).await?;
         let cluster = Self { agents };
-        cluster.wait_for_members(count).await?;
+        cluster.wait_for_members(hosts.len()).await?;
         Ok(cluster)
     }
 
@@ -228,7 +232,7 @@ impl Agent {
 
     /// A whole pull through this agent as a mirror, by a client that notices how it is served; see [`super::client`].
     pub fn client(&self, manifest: &str) -> Result<Client> {
-        Client::new(&self.host, &self.registry, manifest)
+        Client::new(&self.host, &Order::new(&self.registry, manifest))
     }
 
     /// Whether a blob is complete in its cache.

@@ -70,21 +70,34 @@ impl Image {
         last.directory("noise");
         last.file("noise/SUMS", 0o644, sums.as_bytes());
         layers.push(Self::store(&store, &last.finish())?);
+        Self::finish(layout, &store, layers, prints)
+    }
 
+    /// Builds an image that nobody can run: its layers are exactly so large, and noise from the first byte to the last.
+    /// The same `seed` and sizes give the same image.
+    pub fn of_noise(layout: &Path, seed: &str, layers_bytes: &[usize]) -> Result<Self> {
+        let store = layout.join("blobs/sha256");
+        fs::create_dir_all(&store)?;
+        let layers = layers_bytes.iter().enumerate();
+        let layers = layers.map(|(index, bytes)| Self::store(&store, &noise(&format!("{seed} {index}"), *bytes)));
+        Self::finish(layout, &store, layers.collect::<Result<_>>()?, String::new())
+    }
+
+    fn finish(layout: &Path, store: &Path, layers: Vec<Blob>, prints: String) -> Result<Self> {
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
             "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", COMMAND]},
             "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>()},
         });
-        let config = Self::store(&store, config.to_string().as_bytes())?;
+        let config = Self::store(store, config.to_string().as_bytes())?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "config": descriptor(CONFIG_TYPE, &config),
             "layers": layers.iter().map(|layer| descriptor(LAYER_TYPE, layer)).collect::<Vec<_>>(),
         });
-        let manifest = Self::store(&store, manifest.to_string().as_bytes())?;
+        let manifest = Self::store(store, manifest.to_string().as_bytes())?;
         let mut entry = descriptor(MANIFEST_TYPE, &manifest);
         entry["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
         fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string())?;

@@ -29,6 +29,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const ARRIVED: &str = "arrived";
 const LOST: &str = "lost";
 
+/// Payload over what a limited link carries: measured with TCP through [`Host::limit`].
+pub const GOODPUT: f64 = 0.956;
+
 /// Where iproute2 keeps named namespaces.
 const NAMESPACES: &str = "/run/netns";
 
@@ -160,6 +163,14 @@ exec "$@""#;
             counters.find(|counter| counter["name"] == name)?["packets"].as_u64()
         };
         count(ARRIVED).zip(count(LOST)).context("the counters are gone")
+    }
+
+    /// Bytes that have left this host so far, with IP's and TCP's headers as the kernel hands packets to the interface: it
+    /// cuts large ones later, and what that adds is not in it.
+    pub async fn left_bytes(&self) -> Result<u64> {
+        let text = self.run("ip").args(["-j", "-s", "link", "show", "dev", "eth0"]).output().await?;
+        let listed: Value = serde_json::from_str(&text)?;
+        listed[0]["stats64"]["tx"]["bytes"].as_u64().context("an interface that counts nothing")
     }
 
     /// Limits what leaves this host to `megabits` per second, so that a pull lasts long enough to be disturbed.

@@ -1,4 +1,4 @@
-//! Debian's docker-registry over TLS, and what it says it has sent.
+//! Debian's docker-registry, and what it says it has sent.
 
 use std::fs;
 use std::path::PathBuf;
@@ -43,6 +43,8 @@ pub enum Access {
     Open,
     /// Only [`USER`] may.
     Password,
+    /// Anybody may pull and push, and that over plain HTTP: where clients are compared that would not all do TLS alike.
+    Plain,
 }
 
 /// A running registry.
@@ -52,8 +54,8 @@ pub struct Registry {
     pub host: Host,
     /// What it is called in image names: `10.77.0.1:5000`.
     pub name: String,
-    /// Its certificate authority.
-    pub ca: PathBuf,
+    /// Its certificate authority; None where it speaks plain HTTP.
+    pub ca: Option<PathBuf>,
     log: PathBuf,
     daemon: Daemon,
 }
@@ -67,6 +69,27 @@ pub struct Sent {
     pub blob_responses: u64,
     /// Requests refused for want of credentials.
     pub unauthorized: u64,
+    /// Requests for blobs, HEAD and refused ones included.
+    pub blob_requests: u64,
+    /// Requests for manifests, likewise.
+    pub manifest_requests: u64,
+    /// Answered requests for anything else, such as `/v2/`.
+    pub other_requests: u64,
+}
+
+impl Sent {
+    /// What was sent after `before`, which is an earlier count of the same registry.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            blob_bytes: self.blob_bytes - before.blob_bytes,
+            blob_responses: self.blob_responses - before.blob_responses,
+            unauthorized: self.unauthorized - before.unauthorized,
+            blob_requests: self.blob_requests - before.blob_requests,
+            manifest_requests: self.manifest_requests - before.manifest_requests,
+            other_requests: self.other_requests - before.other_requests,
+        }
+    }
 }
 
 impl Registry {
@@ -74,18 +97,21 @@ impl Registry {
     pub async fn start(world: &mut World, access: Access) -> Result<Self> {
         let host = world.host("registry").await?;
         let dir = world.directory("registry")?;
-        let certificates = RegistryCertificates::generate(&dir, host.address)?;
         let name = format!("{}:{PORT}", host.address);
         let mut config = serde_json::json!({
             "version": "0.1",
             "log": {"level": "info", "formatter": "json", "accesslog": {"disabled": true}},
             "storage": {"filesystem": {"rootdirectory": dir.join("data")}, "cache": {"blobdescriptor": "inmemory"}},
-            "http": {
-                "addr": name,
-                "secret": "one registry, so nobody to share it with",
-                "tls": {"certificate": certificates.certificate, "key": certificates.key},
-            },
+            "http": {"addr": name, "secret": "one registry, so nobody to share it with"},
         });
+        let ca = if access == Access::Plain {
+            None
+        } else {
+            let certificates = RegistryCertificates::generate(&dir, host.address)?;
+            config["http"]["tls"] =
+                serde_json::json!({"certificate": certificates.certificate, "key": certificates.key});
+            Some(certificates.ca)
+        };
         if access == Access::Password {
             let path = dir.join("htpasswd");
             fs::write(&path, HTPASSWD)?;
@@ -97,7 +123,7 @@ impl Registry {
         let log = world.log("registry");
         let daemon =
             Daemon::start("docker-registry", host.run("docker-registry").arg("serve").arg(&config_file), &log)?;
-        let registry = Self { host, name, ca: certificates.ca, log, daemon };
+        let registry = Self { host, name, ca, log, daemon };
         let listening = || async { registry.answers(&registry.host).await };
         wait_for("the registry to answer", START_DEADLINE, listening).await?;
         Ok(registry)
@@ -111,8 +137,12 @@ impl Registry {
 
     /// Whether it answers a client on this host, with whatever status.
     pub async fn answers(&self, from: &Host) -> bool {
-        let curl = from.run("curl").args(["-sS", "--max-time", "2", "--cacert"]).arg(&self.ca);
-        curl.arg(format!("https://{}/v2/", self.name)).output().await.is_ok()
+        let curl = from.run("curl").args(["-sS", "--max-time", "2"]);
+        let curl = match &self.ca {
+            Some(ca) => curl.arg("--cacert").arg(ca).arg(format!("https://{}/v2/", self.name)),
+            None => curl.arg(format!("http://{}/v2/", self.name)),
+        };
+        curl.output().await.is_ok()
     }
 
     /// What was sent since `before`, once no answer has ended for a moment.
@@ -128,11 +158,7 @@ impl Registry {
                 (last, since) = (now, Instant::now());
             }
         }
-        Ok(Sent {
-            blob_bytes: last.blob_bytes - before.blob_bytes,
-            blob_responses: last.blob_responses - before.blob_responses,
-            unauthorized: last.unauthorized - before.unauthorized,
-        })
+        Ok(last.since(before))
     }
 
     /// What was sent so far.
@@ -165,8 +191,12 @@ fn count(log: &str) -> Sent {
         // inside a handler carry no size.
         let Some(bytes) = line["http.response.written"].as_u64() else { continue };
         let status = line["http.response.status"].as_u64().unwrap_or_default();
-        let is_blob = text("http.request.method") == "GET" && text("http.request.uri").contains("/blobs/sha");
-        if is_blob && (status == 200 || status == 206) {
+        let is_blob = text("http.request.uri").contains("/blobs/sha");
+        let is_manifest = text("http.request.uri").contains("/manifests/");
+        sent.blob_requests += u64::from(is_blob);
+        sent.manifest_requests += u64::from(is_manifest);
+        sent.other_requests += u64::from(!is_blob && !is_manifest);
+        if is_blob && text("http.request.method") == "GET" && (status == 200 || status == 206) {
             sent.blob_bytes += bytes;
             sent.blob_responses += 1;
         }
@@ -197,6 +227,15 @@ mod tests {
             "not json".to_owned(),
             "{\"http.request.method\":\"GET\",\"http.requ".to_owned(),
         ];
-        assert_eq!(count(&log.join("\n")), Sent { blob_bytes: 15, blob_responses: 2, unauthorized: 1 });
+        let expected = Sent {
+            blob_bytes: 15,
+            blob_responses: 2,
+            unauthorized: 1,
+            blob_requests: 3,
+            manifest_requests: 1,
+            other_requests: 1,
+        };
+        assert_eq!(count(&log.join("\n")), expected);
+        assert_eq!(expected.since(expected), Sent::default());
     }
 }

@@ -130,7 +130,7 @@ async fn play(case: &Case, darter: &Path) -> Result<String> {
 }
 
 /// Ends with Ctrl-C or SIGTERM; never where neither can be listened for.
-async fn interrupted() {
+pub(crate) async fn interrupted() {
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;

@@ -45,11 +45,18 @@ pub async fn push(
     image: &Image,
     name: &str,
 ) -> Result<()> {
-    let mut run = skopeo(world, host, route)?.args(["copy", "--quiet", "--preserve-digests", "--dest-cert-dir"]);
+    let mut run = skopeo(world, host, route.proxy)?.args(["copy", "--quiet", "--preserve-digests", "--dest-cert-dir"]);
     run = run.arg(trust(world, host, route)?);
     if let Some(pair) = credentials.pair() {
         run = run.args(["--dest-creds", &pair]);
     }
+    let source = format!("oci:{}:latest", image.layout.display());
+    run.arg(source).arg(format!("docker://{name}")).within(PULL_DEADLINE).output().await.map(drop)
+}
+
+/// Pushes `image` as `name` from `host` to a registry that speaks plain HTTP.
+pub async fn push_plain(world: &World, host: &Host, image: &Image, name: &str) -> Result<()> {
+    let run = skopeo(world, host, None)?.args(["copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]);
     let source = format!("oci:{}:latest", image.layout.display());
     run.arg(source).arg(format!("docker://{name}")).within(PULL_DEADLINE).output().await.map(drop)
 }
@@ -84,7 +91,7 @@ pub async fn pull_to(
     name: &str,
     target: &Path,
 ) -> Result<Finished> {
-    let mut run = skopeo(world, host, route)?.args(["copy", "--quiet", "--preserve-digests", "--src-cert-dir"]);
+    let mut run = skopeo(world, host, route.proxy)?.args(["copy", "--quiet", "--preserve-digests", "--src-cert-dir"]);
     run = run.arg(trust(world, host, route)?);
     if let Some(pair) = credentials.pair() {
         run = run.args(["--src-creds", &pair]);
@@ -93,12 +100,12 @@ pub async fn pull_to(
     run.within(PULL_DEADLINE).finish().await
 }
 
-fn skopeo(world: &World, host: &Host, route: Route<'_>) -> Result<Run> {
+fn skopeo(world: &World, host: &Host, proxy: Option<&str>) -> Result<Run> {
     // Of its own, so that neither the user's logins nor the user's policy play a part.
     let home = world.directory("skopeo-home")?;
     let run = host.run("skopeo").env("HOME", &home).env("XDG_RUNTIME_DIR", &home).env("TMPDIR", &home);
     let run = run.arg("--insecure-policy");
-    Ok(match route.proxy {
+    Ok(match proxy {
         Some(proxy) => run.env("HTTPS_PROXY", proxy),
         None => run,
     })

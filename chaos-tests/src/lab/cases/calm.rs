@@ -8,13 +8,11 @@ use anyhow::{Result, ensure};
 use super::crowd::{Crowd, LAYERS_BYTES, MEGABITS, NODES};
 use crate::lab::cpu::Ticks;
 use crate::lab::image::Image;
+use crate::lab::netns::GOODPUT;
 use crate::lab::world::World;
 
 /// What the origin may send, over the image.
 const ORIGIN_SHARE_MAX: f64 = 1.02;
-
-/// Payload over what the link carries: the same through the shaped links, by TCP.
-const GOODPUT: f64 = 0.956;
 
 /// The usual crowd, its image, its links.
 pub(super) async fn calm(world: &mut World) -> Result<String> {

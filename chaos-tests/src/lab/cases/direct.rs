@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::stage::LAYERS_BYTES;
 use crate::lab::containerd::Containerd;
@@ -25,7 +25,7 @@ fn slowest(bytes: u64) -> Duration {
 /// is limited is slow, and one that is cut carries nothing.
 pub(super) async fn direct(world: &mut World) -> Result<String> {
     let mut registry = Registry::start(world, Access::Open).await?;
-    let (ca, address) = (registry.ca.clone(), registry.name.clone());
+    let (ca, address) = (registry.ca.clone().context("a registry without TLS")?, registry.name.clone());
     let route = Route { registry: &address, ca: &ca, proxy: None };
     let hosts = [world.host("h1").await?, world.host("h2").await?, world.host("h3").await?];
     let image = Image::build(&world.directory("image")?, "direct", &LAYERS_BYTES)?;

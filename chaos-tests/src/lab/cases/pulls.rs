@@ -1,6 +1,6 @@
 //! Undisturbed pulls by real clients: the image leaves the registry once, peers deliver the rest.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 
 use super::stage::{LAYERS_BYTES, Stage, summary};
@@ -39,7 +39,8 @@ pub(super) async fn docker(world: &mut World) -> Result<String> {
 
     // Row 113: one node goes without: dockerd is restarted without the proxy, and then there is no agent.
     dockers.remove(0).stop().await?;
-    let route = Route { registry: &stage.registry.name, ca: &stage.registry.ca, proxy: None };
+    let ca = stage.registry.ca.clone().context("a registry without TLS")?;
+    let route = Route { registry: &stage.registry.name, ca: &ca, proxy: None };
     let without = Docker::start(world, &stage.cluster.agents[0].host, route).await?;
     stage.cluster.agents[0].stop().await?;
     let before = stage.registry.sent().await?;

@@ -35,12 +35,12 @@ impl Stage {
         layers_bytes: &[usize],
     ) -> Result<Self> {
         let registry = Registry::start(world, access).await?;
-        let remote = Remote { name: &registry.name, ca: Some(&registry.ca) };
+        let remote = Remote { name: &registry.name, ca: registry.ca.as_deref() };
         let cluster = Cluster::start(world, remote, agents, &Value::Null).await?;
         let image = Image::build(&world.directory("image")?, greeting, layers_bytes)?;
         let name = registry.image(&format!("lab/{greeting}"));
         let credentials = match access {
-            Access::Open => Credentials::None,
+            Access::Open | Access::Plain => Credentials::None,
             Access::Password => Credentials::Right,
         };
         if let Some(first) = cluster.agents.first() {
