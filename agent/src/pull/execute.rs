@@ -33,14 +33,14 @@ pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, pie
     };
     let (task, geometry) = (*blob.task(), *blob.geometry());
     match peer::piece(transport, &context.keys, peer, task, geometry, piece).await {
-        Ok((proof, bytes)) => {
+        Ok((proof, bytes, way)) => {
             let length = bytes.len() as u64;
             // Before they are written: the write that completes the blob ends the pull, and with it this job.
-            context.metrics.peer_received_bytes.inc_by(length);
+            context.metrics.received(way, length);
             context.tally.peer(peer.addr, length);
             match blob.write(piece, &proof, bytes, PieceOrigin::Peer).await {
                 Ok(_) => {
-                    tracing::debug!(%task, piece = piece.0, peer = %peer.addr, "downloading piece");
+                    tracing::debug!(%task, piece = piece.0, peer = %peer.addr, transport = %way, "downloading piece");
                     Event::Piece(peer.id, piece)
                 }
                 Err(error) => Event::Store(error),
