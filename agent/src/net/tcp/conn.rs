@@ -317,12 +317,13 @@ impl Conn {
             self.say(Kind::Alive);
         }
         // Takes the place of whoever waits, who is woken for it.
+        let reader = self.reader.take();
         let heard = self.poll_listen(&mut Context::from_waker(Waker::noop()));
         // Data that nobody reads hides what comes behind it.
         if heard.is_pending() && self.heard_at.elapsed() >= idle {
             self.cut(NetError::Silent);
         }
-        if let Some(reader) = self.reader.take() {
+        if let Some(reader) = reader {
             reader.wake();
         }
     }

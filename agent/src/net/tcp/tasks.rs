@@ -21,7 +21,7 @@ use super::wire::Wire;
 use crate::net::error::NetError;
 use crate::net::frame::Stream;
 use crate::net::quic::Timing;
-use crate::net::tls::Verdict;
+use crate::net::tls::{ALPN, Verdict};
 use crate::net::{Incoming, canonical};
 
 /// Name that TLS asks for. Not sent, and not looked at: a peer is its key.
@@ -74,6 +74,9 @@ async fn handshake(
     let name = ServerName::try_from(SERVER_NAME).map_err(|_| Failure::Broken)?;
     let connecting = TlsConnector::from(Arc::new(tls)).connect(name, Wire::new(stream));
     let stream = connecting.await.map_err(|error| refused(conn::lost(&error)))?;
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err(Failure::Broken);
+    }
     if bearer(stream.get_ref().1.peer_certificates().unwrap_or_default()) != Some(peer) {
         // The verifier has seen to it already; this says it once more where the name is taken into use.
         return Err(Failure::Refused(NetError::Protocol));
@@ -100,6 +103,10 @@ pub(super) async fn shake(stream: TcpStream, remote: SocketAddr, acceptor: TlsAc
     let shaking = async {
         super::set_up(&stream, &timing)?;
         let stream = acceptor.accept(Wire::new(stream)).await?;
+        // TLS lets in who names no protocol at all; this version wants its own.
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::NoApplicationProtocol));
+        }
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
         Ok(Shown { tls: stream.into(), certificates })
