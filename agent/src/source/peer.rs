@@ -1,11 +1,11 @@
 //! Pieces and sessions from another member.
 
-use bytes::Bytes;
 use darter_swarm::identity::{ClusterKeys, verify_piece};
 use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
-use darter_tracker::{ErrorKind, Geometry, PieceDigest, PieceIndex, PieceProof, TaskId};
+use darter_tracker::{ErrorKind, Geometry, PieceIndex, PieceProof, TaskId};
 
 use crate::net::{NetError, Peer, Receiver, Sender, Transport, Way};
+use crate::store::Hashed;
 
 /// Why a peer gave no piece.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ pub async fn piece(
     task: TaskId,
     geometry: Geometry,
     piece: PieceIndex,
-) -> Result<(PieceProof, Bytes, Way), PeerError> {
+) -> Result<(PieceProof, Hashed, Way), PeerError> {
     let mut stream = transport.open_bulk(peer).await?;
     let way = stream.way();
     stream.send(&Open::Piece { task, piece }).await?;
@@ -73,8 +73,9 @@ pub async fn piece(
     let bytes = stream.receive_bytes(expected as usize).await?;
     // Lets the other side know at once that all of it has come.
     drop(stream);
-    // The store checks the digest again, in the one place that may let bytes in; here it tells who is to blame.
-    if PieceDigest::of(&bytes) != proof.digest {
+    // The store compares the digests again, in the one place that may let bytes in; here it tells who is to blame.
+    let bytes = Hashed::of(bytes).await.map_err(|_| NetError::Closed)?;
+    if bytes.digest() != proof.digest {
         return Err(PeerError::Wrong("the bytes do not match their digest"));
     }
     Ok((proof, bytes, way))

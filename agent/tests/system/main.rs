@@ -32,3 +32,4 @@ mod restart;
 mod seed;
 mod stop;
 mod tracker;
+mod transport;
