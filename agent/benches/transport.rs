@@ -9,6 +9,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -36,11 +37,13 @@ const PORT: u16 = 15001;
 /// The kernel counts CPU time in these.
 const TICKS: f64 = 100.0;
 
-const WAYS: [&str; 8] = ["plain", "rustls", "tcp", "quic", "rustls+hashes", "file-tcp", "file-quic", "hashes"];
+const WAYS: [&str; 9] =
+    ["plain", "rustls", "tcp", "quic", "hashes", "rustls+hashes", "file-rustls", "file-tcp", "file-quic"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let option = |name: &str| arguments.iter().position(|argument| argument == name).map(|at| arguments[at + 1].clone());
+    let option =
+        |name: &str| arguments.iter().position(|argument| argument == name).map(|at| arguments[at + 1].clone());
     let gib: u64 = option("--gib").map_or(1, |gib| gib.parse().unwrap());
     if let Some(role) = option("--role") {
         let (way, dir) = (option("--way").unwrap(), PathBuf::from(option("--dir").unwrap()));
@@ -51,7 +54,10 @@ fn main() {
     let named: Vec<&str> = WAYS.into_iter().filter(|way| arguments.iter().any(|argument| argument == way)).collect();
     let ways = if named.is_empty() { WAYS.to_vec() } else { named };
     let lab = Lab::new(&mtu);
-    println!("MTU {mtu}, {gib} GiB; CPU s per GiB\n{:<14} {:>8} {:>8} {:>8} {:>8}", "way", "sender", "receiver", "both", "Gb/s");
+    println!(
+        "MTU {mtu}, {gib} GiB; CPU s per GiB\n{:<14} {:>8} {:>8} {:>8} {:>8}",
+        "way", "sender", "receiver", "both", "Gb/s"
+    );
     for way in ways {
         lab.run(way, gib);
     }
@@ -72,7 +78,9 @@ impl Lab {
             ip(&["netns", "add", name]);
         }
         let lab = Self { names: names.clone(), dir };
-        ip(&["-n", a, "link", "add", "eth0", "mtu", mtu, "type", "veth", "peer", "name", "eth0", "mtu", mtu, "netns", b]);
+        ip(&[
+            "-n", a, "link", "add", "eth0", "mtu", mtu, "type", "veth", "peer", "name", "eth0", "mtu", mtu, "netns", b,
+        ]);
         for (name, address) in names.iter().zip(["10.77.0.1/24", "10.77.0.2/24"]) {
             ip(&["-n", name, "addr", "add", address, "dev", "eth0"]);
             ip(&["-n", name, "link", "set", "eth0", "up"]);
@@ -212,12 +220,12 @@ fn task(pieces: u32) -> (TaskId, Geometry) {
     }
     let digest = Digest::Sha256(hasher.finalize().into());
     let length = u64::from(pieces) * u64::from(PIECE);
-    (TaskId::new(digest), Geometry::new(length, PieceSize::new(PIECE).unwrap()).unwrap())
+    (TaskId::blob(digest), Geometry::new(length, PieceSize::new(PIECE).unwrap()).unwrap())
 }
 
 enum Serving {
     Plain(TcpListener),
-    Rustls(TcpListener, tokio_rustls::TlsAcceptor),
+    Rustls(TcpListener, tokio_rustls::TlsAcceptor, Option<Arc<std::fs::File>>),
     Ours(Transport, Option<(Arc<Store>, TaskId)>),
     Nothing,
 }
@@ -226,7 +234,7 @@ impl Serving {
     async fn begin(way: &str, dir: &Path, pieces: u32) -> Self {
         match way {
             "plain" => Self::Plain(TcpListener::bind(listen(1)).await.unwrap()),
-            "rustls" | "rustls+hashes" => {
+            "rustls" | "rustls+hashes" | "file-rustls" => {
                 let made = rcgen::generate_simple_self_signed(vec!["bench".to_owned()]).unwrap();
                 std::fs::write(dir.join("cert"), made.cert.der()).unwrap();
                 let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -236,7 +244,12 @@ impl Serving {
                     .with_no_client_auth()
                     .with_single_cert(vec![made.cert.der().clone()], key)
                     .unwrap();
-                Self::Rustls(TcpListener::bind(listen(1)).await.unwrap(), Arc::new(config).into())
+                let file = (way == "file-rustls").then(|| {
+                    let content = piece().repeat(pieces as usize);
+                    std::fs::write(dir.join("held"), content).unwrap();
+                    Arc::new(std::fs::File::open(dir.join("held")).unwrap())
+                });
+                Self::Rustls(TcpListener::bind(listen(1)).await.unwrap(), Arc::new(config).into(), file)
             }
             "hashes" => Self::Nothing,
             _ => {
@@ -251,18 +264,18 @@ impl Serving {
         match self {
             Self::Nothing => {}
             Self::Plain(listener) => loop {
-                streams.spawn(give(listener.accept().await.unwrap().0));
+                streams.spawn(give(listener.accept().await.unwrap().0, None));
             },
-            Self::Rustls(listener, acceptor) => loop {
+            Self::Rustls(listener, acceptor, file) => loop {
                 let stream = listener.accept().await.unwrap().0;
                 stream.set_nodelay(true).unwrap();
-                let acceptor = acceptor.clone();
-                streams.spawn(async move { give(acceptor.accept(stream).await.unwrap()).await });
+                let (acceptor, file) = (acceptor.clone(), file.clone());
+                streams.spawn(async move { give(acceptor.accept(stream).await.unwrap(), file).await });
             },
             Self::Ours(transport, held) => {
                 let (ready, node) = (piece(), member(1).1);
                 let geometry = Geometry::new(u64::from(PIECE), PieceSize::new(PIECE).unwrap()).unwrap();
-                let any = TaskId::new(Digest::Sha256([0; 32]));
+                let any = TaskId::blob(Digest::Sha256([0; 32]));
                 let digest = darter_tracker::PieceDigest::of(&ready);
                 let proof = node.sign_piece(&any, &geometry, PieceIndex(0), digest);
                 while let Some(mut incoming) = transport.accept().await {
@@ -278,7 +291,8 @@ impl Serving {
                         };
                         incoming.stream.send(&proof).await.unwrap();
                         incoming.stream.send_bytes(bytes).await.unwrap();
-                        incoming.stream.deliver().await.unwrap();
+                        // The last one is acknowledged by a process that is about to end.
+                        let _ = incoming.stream.deliver().await;
                     });
                 }
             }
@@ -299,10 +313,17 @@ async fn fill(dir: &Path, pieces: u32) -> (Arc<Store>, TaskId) {
     (store, task)
 }
 
-/// Gives pieces as long as one is asked for.
-async fn give(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let piece = piece();
-    while stream.read_u8().await.is_ok() {
+/// Gives the piece that is asked for, as long as one is.
+async fn give(mut stream: impl AsyncRead + AsyncWrite + Unpin, file: Option<Arc<std::fs::File>>) {
+    let mut piece = piece().to_vec();
+    while let Ok(index) = stream.read_u32().await {
+        if let Some(file) = file.clone() {
+            piece = blocking(move || {
+                file.read_exact_at(&mut piece, u64::from(index) * u64::from(PIECE)).unwrap();
+                piece
+            })
+            .await;
+        }
         for chunk in piece.chunks(CHUNK) {
             stream.write_all(chunk).await.unwrap();
         }
@@ -310,16 +331,21 @@ async fn give(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     }
 }
 
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
 async fn get(way: &str, dir: &Path, pieces: u32, into: Option<Arc<Blob>>) {
     let mut jobs = JoinSet::new();
+    let file = (way == "file-rustls").then(|| Arc::new(std::fs::File::create(dir.join("got")).unwrap()));
     match way {
         "hashes" => hash(&piece(), pieces),
-        "plain" | "rustls" | "rustls+hashes" => {
-            for _ in 0..PARALLEL {
+        "plain" | "rustls" | "rustls+hashes" | "file-rustls" => {
+            for job in 0..PARALLEL {
                 let stream = TcpStream::connect(listen(1)).await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 if way == "plain" {
-                    jobs.spawn(take(stream, pieces / PARALLEL, false));
+                    jobs.spawn(take(stream, job, pieces / PARALLEL, false, None));
                 } else {
                     let mut roots = rustls::RootCertStore::empty();
                     roots.add(CertificateDer::from(std::fs::read(dir.join("cert")).unwrap())).unwrap();
@@ -331,7 +357,7 @@ async fn get(way: &str, dir: &Path, pieces: u32, into: Option<Arc<Blob>>) {
                     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
                     let name = ServerName::try_from("bench").unwrap();
                     let stream = connector.connect(name, stream).await.unwrap();
-                    jobs.spawn(take(stream, pieces / PARALLEL, way == "rustls+hashes"));
+                    jobs.spawn(take(stream, job, pieces / PARALLEL, way != "rustls", file.clone()));
                 }
             }
         }
@@ -364,15 +390,29 @@ async fn get(way: &str, dir: &Path, pieces: u32, into: Option<Arc<Blob>>) {
     jobs.join_all().await;
 }
 
-/// Takes pieces, and hashes them as a download has to.
-async fn take(mut stream: impl AsyncRead + AsyncWrite + Unpin, pieces: u32, hashes: bool) {
+/// Takes pieces, and hashes and writes them as a download has to.
+async fn take(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    job: u32,
+    pieces: u32,
+    hashes: bool,
+    file: Option<Arc<std::fs::File>>,
+) {
     let mut piece = vec![0; PIECE as usize];
-    for _ in 0..pieces {
-        stream.write_u8(1).await.unwrap();
+    for index in (job..).step_by(PARALLEL as usize).take(pieces as usize) {
+        stream.write_u32(index).await.unwrap();
         stream.flush().await.unwrap();
         stream.read_exact(&mut piece).await.unwrap();
         if hashes {
-            hash(&piece, 1);
+            let file = file.clone();
+            piece = blocking(move || {
+                hash(&piece, 1);
+                if let Some(file) = file {
+                    file.write_all_at(&piece, u64::from(index) * u64::from(PIECE)).unwrap();
+                }
+                piece
+            })
+            .await;
         }
     }
 }

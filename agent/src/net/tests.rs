@@ -360,7 +360,8 @@ async fn an_ipv6_socket_serves_ipv4_peers_under_their_own_address(way: Way) {
 
 #[tokio::test]
 async fn a_peer_with_too_many_streams_is_full() {
-    let (a, b) = (Node::with(Way::Quic, 1, Timing { connect: Duration::from_millis(500), ..TIMING }), Node::start(Way::Quic, 2));
+    let (a, b) =
+        (Node::with(Way::Quic, 1, Timing { connect: Duration::from_millis(500), ..TIMING }), Node::start(Way::Quic, 2));
     let mut streams = Vec::new();
     let full = loop {
         match a.open(&b).await {

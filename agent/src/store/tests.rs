@@ -54,7 +54,9 @@ impl Content {
     }
 
     async fn write(&self, blob: &Arc<Blob>, piece: u32) -> bool {
-        blob.write(PieceIndex(piece), &self.proof(piece), Hashed::now(self.piece(piece)), PieceOrigin::Peer).await.unwrap()
+        blob.write(PieceIndex(piece), &self.proof(piece), Hashed::now(self.piece(piece)), PieceOrigin::Peer)
+            .await
+            .unwrap()
     }
 
     async fn write_all(&self, blob: &Arc<Blob>) {

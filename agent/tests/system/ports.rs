@@ -28,7 +28,8 @@ async fn only_the_configured_ports_are_open() {
         for agent in stage.agents() {
             let own = agent.addresses();
             let configured: Open =
-                [("tcp", own.proxy), ("udp", own.peer), ("tcp", own.peer), ("udp", own.gossip), ("tcp", own.admin)].into();
+                [("tcp", own.proxy), ("udp", own.peer), ("tcp", own.peer), ("udp", own.gossip), ("tcp", own.admin)]
+                    .into();
             assert_eq!(listening(agent.process_id().unwrap()), configured, "{}, pulled: {pulled}", agent.name());
         }
     }

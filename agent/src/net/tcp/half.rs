@@ -27,10 +27,7 @@ impl Shared {
         self.conn.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(act)
     }
 
-    fn poll<T>(
-        &self,
-        act: impl FnOnce(&mut Conn) -> Poll<Result<T, NetError>>,
-    ) -> Poll<Result<T, NetError>> {
+    fn poll<T>(&self, act: impl FnOnce(&mut Conn) -> Poll<Result<T, NetError>>) -> Poll<Result<T, NetError>> {
         self.with(act).unwrap_or(Poll::Ready(Err(NetError::Closed)))
     }
 }

@@ -267,15 +267,8 @@ impl Pool {
             return;
         };
         let (heard, known) = (self.census.tcp(peer.id), self.tls.clone());
-        let order = Dial {
-            listen: self.listen,
-            remote: peer.addr,
-            peer: peer.id,
-            tls,
-            verdict,
-            heard,
-            timing: self.timing,
-        };
+        let order =
+            Dial { listen: self.listen, remote: peer.addr, peer: peer.id, tls, verdict, heard, timing: self.timing };
         let entry = self.peers.entry(peer.id).or_default();
         entry.waiting.push_back(reply);
         entry.dialling += 1;

@@ -56,16 +56,12 @@ pub(super) struct Dial {
 pub(super) async fn dial(order: Dial, bearer: impl FnOnce(&[CertificateDer<'_>]) -> Option<NodeId>) -> Dialled {
     let (remote, within, verdict) = (order.remote, order.timing.connect, order.verdict.clone());
     let outcome = timeout(within, handshake(order, bearer)).await.unwrap_or(Err(Failure::Silent));
-    let outcome = outcome.map_err(|failure| {
-        verdict.get().map_or(failure, |refusal| Failure::Refused(NetError::Refused(*refusal)))
-    });
+    let outcome = outcome
+        .map_err(|failure| verdict.get().map_or(failure, |refusal| Failure::Refused(NetError::Refused(*refusal))));
     (remote, outcome)
 }
 
-async fn handshake(
-    order: Dial,
-    bearer: impl FnOnce(&[CertificateDer<'_>]) -> Option<NodeId>,
-) -> Result<Conn, Failure> {
+async fn handshake(order: Dial, bearer: impl FnOnce(&[CertificateDer<'_>]) -> Option<NodeId>) -> Result<Conn, Failure> {
     let Dial { listen, remote, peer, tls, heard, timing, .. } = order;
     let stream = super::connect(listen, remote, &timing).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => Failure::Closed,
