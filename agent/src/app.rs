@@ -147,8 +147,9 @@ async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow
     let admin_listener = TcpListener::bind(config.admin.listen).await.context("admin.listen")?;
     let mut peers = None;
     if has_secret {
+        let mode = wiring::transport(config);
         let transport =
-            Transport::bind(config.peer.listen, keys.clone(), &node, metrics.clone()).context("peer.listen")?;
+            Transport::bind(config.peer.listen, mode, keys.clone(), &node, metrics.clone()).context("peer.listen")?;
         peers = Some(start_gossip(config, &keys, &node, transport, &metrics)?);
     } else {
         metrics.members.set(1);
@@ -215,7 +216,7 @@ async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow
     ));
     tracing::info!(
         name = config.node.name, node = %node.id(), cluster = config.node.cluster, proxy = %config.proxy.listen,
-        peers = has_secret, version = env!("CARGO_PKG_VERSION"), "the agent runs"
+        peers = has_secret, transport = ?config.peer.transport, version = env!("CARGO_PKG_VERSION"), "the agent runs"
     );
     Ok(Running { gossip, transport, discovery, flights, store, home: home_loop, front, back, fronts, backs })
 }

@@ -165,7 +165,11 @@ impl Config {
             admin: Some(self.admin.listen),
         };
         let (mut tcp, mut udp, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        let quic_only = self.peer.transport == Transport::Quic;
         for (key, protocol, listen) in listeners.opened() {
+            if quic_only && (key, protocol) == ("peer.listen", Protocol::Tcp) {
+                continue;
+            }
             let opened = match protocol {
                 Protocol::Tcp => TcpListener::bind(listen).map(|listener| tcp.push(listener)),
                 Protocol::Udp => UdpSocket::bind(listen).map(|socket| udp.push(socket)),

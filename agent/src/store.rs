@@ -43,6 +43,7 @@ pub use self::blob::Blob;
 pub use self::error::StoreError;
 pub use self::read::Reader;
 pub use self::state::{Outcome, Progress};
+pub use self::verify::Hashed;
 
 use self::directory::{Directory, Place};
 use self::evict::{Candidate, Limits};

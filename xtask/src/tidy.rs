@@ -46,6 +46,8 @@ const ROOMS: [Room; 5] = [
             // Tests build their own ends of a connection.
             "agent/src/proxy/tests",
             "agent/tests",
+            // What the transport is measured against.
+            "agent/benches",
         ],
     },
     Room { crates: &["kube", "k8s_openapi"], rooms: &["discovery/src/kubernetes"] },

@@ -43,6 +43,43 @@ impl FallbackReason {
     const ALL: [Self; 4] = [Self::HomeSilent, Self::PeersSlow, Self::Poisoned, Self::NoCache];
 }
 
+/// Why a stream that was meant for TCP went over QUIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum TcpFallback {
+    /// The member does not listen there.
+    Closed,
+    /// Nothing comes back from there.
+    Silent,
+    /// No connection could be spared, here or there.
+    Full,
+    /// One of the two did not accept the other.
+    Refused,
+    /// The connection broke before it was made.
+    Broken,
+    /// One of the above, a while ago.
+    Remembered,
+    /// It was not there soon enough; the next stream may have it.
+    Slow,
+}
+
+/// Which transport bytes went over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Carrier {
+    /// QUIC.
+    Quic,
+    /// TLS over TCP.
+    Tcp,
+}
+
+impl From<crate::net::Way> for Carrier {
+    fn from(way: crate::net::Way) -> Self {
+        match way {
+            crate::net::Way::Quic => Self::Quic,
+            crate::net::Way::Tcp => Self::Tcp,
+        }
+    }
+}
+
 /// Why a gossip datagram was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum DropReason {
@@ -72,6 +109,20 @@ pub struct FallbackLabel {
     pub reason: FallbackReason,
 }
 
+/// Label `reason` of streams over QUIC instead of TCP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TcpFallbackLabel {
+    /// Why.
+    pub reason: TcpFallback,
+}
+
+/// Label `transport`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransportLabel {
+    /// Over what.
+    pub transport: Carrier,
+}
+
 /// Label `reason` of dropped datagrams.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DropLabel {
@@ -90,6 +141,14 @@ pub struct Metrics {
     pub peer_wrong_bytes: Counter<u64, AtomicU64>,
     /// Piece bytes sent to peers.
     pub peer_sent_bytes: Counter<u64, AtomicU64>,
+    /// Piece bytes received from peers and found right, by transport.
+    pub received_over: Family<TransportLabel, Counter<u64, AtomicU64>>,
+    /// Piece bytes sent to peers, by transport.
+    pub sent_over: Family<TransportLabel, Counter<u64, AtomicU64>>,
+    /// Open TCP connections with peers, in both directions.
+    pub tcp_connections: Gauge<i64, AtomicI64>,
+    /// Streams that went over QUIC instead of TCP, by reason.
+    pub tcp_fallbacks: Family<TcpFallbackLabel, Counter<u64, AtomicU64>>,
     /// Blob bytes sent to clients from the store.
     pub client_bytes: Counter<u64, AtomicU64>,
     /// Bytes sent to clients straight from an upstream, without the swarm.
@@ -138,6 +197,23 @@ impl Metrics {
         self.fallbacks.get_or_create(&FallbackLabel { reason }).inc();
     }
 
+    /// Counts one stream that went over QUIC instead of TCP.
+    pub fn tcp_fallback(&self, reason: TcpFallback) {
+        self.tcp_fallbacks.get_or_create(&TcpFallbackLabel { reason }).inc();
+    }
+
+    /// Counts a piece that came from a peer and was right.
+    pub fn received(&self, way: crate::net::Way, bytes: u64) {
+        self.peer_received_bytes.inc_by(bytes);
+        self.received_over.get_or_create(&TransportLabel { transport: way.into() }).inc_by(bytes);
+    }
+
+    /// Counts a piece that was sent to a peer.
+    pub fn sent(&self, way: crate::net::Way, bytes: u64) {
+        self.peer_sent_bytes.inc_by(bytes);
+        self.sent_over.get_or_create(&TransportLabel { transport: way.into() }).inc_by(bytes);
+    }
+
     /// Counts one stored piece.
     pub fn piece(&self, source: PieceOrigin) {
         self.pieces.get_or_create(&SourceLabel { source }).inc();
@@ -154,6 +230,10 @@ impl Metrics {
         for reason in FallbackReason::ALL {
             // Made, and let go.
             drop(self.fallbacks.get_or_create(&FallbackLabel { reason }));
+        }
+        for transport in [Carrier::Quic, Carrier::Tcp] {
+            drop(self.received_over.get_or_create(&TransportLabel { transport }));
+            drop(self.sent_over.get_or_create(&TransportLabel { transport }));
         }
         let mut registry = Registry::with_prefix("darter");
         let bytes = Unit::Bytes;
@@ -182,6 +262,18 @@ impl Metrics {
             self.peer_sent_bytes.clone(),
         );
         registry.register_with_unit(
+            "peer_received_over",
+            "Piece bytes received from peers and found right, by transport",
+            bytes.clone(),
+            self.received_over.clone(),
+        );
+        registry.register_with_unit(
+            "peer_sent_over",
+            "Piece bytes sent to peers, by transport",
+            bytes.clone(),
+            self.sent_over.clone(),
+        );
+        registry.register_with_unit(
             "client_sent",
             "Blob bytes sent to clients from the store",
             bytes.clone(),
@@ -200,6 +292,12 @@ impl Metrics {
             self.unread_bytes.clone(),
         );
         registry.register("layers_ahead", "Layers started before a client asked for them", self.ahead.clone());
+        registry.register("tcp_connections", "Open TCP connections with peers", self.tcp_connections.clone());
+        registry.register(
+            "tcp_fallbacks",
+            "Streams to peers that went over QUIC instead of TCP, by reason",
+            self.tcp_fallbacks.clone(),
+        );
         registry.register("registry_requests", "Requests to registries for blob bytes", self.registry_requests.clone());
         registry.register("pieces", "Pieces stored, by source", self.pieces.clone());
         registry.register("fallbacks", "Fallbacks to the registry, by reason", self.fallbacks.clone());

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Context as _;
 
 use crate::config::{self, Config};
+use crate::net;
 use crate::proxy;
 use crate::source::registry;
 use crate::store;
@@ -42,6 +43,16 @@ pub fn upstream(config: &Config) -> registry::Settings {
         policies: policies.collect(),
         own_ports: listeners.iter().map(|listener| listener.port()).collect(),
         local_hosts,
+    }
+}
+
+/// Which transports peers are talked to over.
+#[must_use]
+pub fn transport(config: &Config) -> net::Mode {
+    match config.peer.transport {
+        config::Transport::Auto => net::Mode::Auto,
+        config::Transport::Quic => net::Mode::Quic,
+        config::Transport::Tcp => net::Mode::Tcp,
     }
 }
 

@@ -75,7 +75,14 @@ pub(super) const KEYS: &[Key] = &[
         "0.0.0.0:15001",
         "Where members exchange pieces; every connection is authenticated with the cluster's secret on both sides.",
     ),
-    scalar("peer.transport", "auto", "auto | quic. auto takes whatever this version finds cheapest on a path."),
+    scalar(
+        "peer.transport",
+        "auto",
+        "auto | quic | tcp. auto: pieces over TLS over TCP where that gets through, since it takes a third of QUIC's CPU \
+         time, and everything else over QUIC. quic: everything over QUIC; TCP is not listened on. tcp: calls and sessions \
+         over TCP as well; QUIC, on the same port, is left for members that do not take TCP and for when there are too \
+         many connections.",
+    ),
     scalar(
         "gossip.listen",
         "0.0.0.0:8002",

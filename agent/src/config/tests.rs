@@ -161,11 +161,7 @@ fn bad_values_are_found() {
 
 #[test]
 fn what_comes_with_a_later_version_says_so() {
-    for (text, begins) in
-        [("peer: {transport: tcp}", "1:19: peer.transport"), ("limits: {upload: 100M}", "1:18: limits.upload")]
-    {
-        assert_wrong(text, begins, "not available in this version");
-    }
+    assert_wrong("limits: {upload: 100M}", "1:18: limits.upload", "not available in this version");
 }
 
 #[test]
@@ -345,7 +341,7 @@ cache:
 node: {advertise: 0.0.0.0, nmae: a}
 secret_file: /nowhere/secret
 rules: [{regex: \"[\"}]
-peer: {transport: tcp, listen: here}
+peer: {transport: udp, listen: here}
 verify: x
 verify: y
 ";
@@ -402,4 +398,20 @@ fn addresses_that_are_taken_are_all_told() {
     assert!(lines[1].starts_with("f.yaml:3:11: admin.listen: "), "{told}");
     drop((taken, also));
     config.try_listeners(None).unwrap();
+}
+
+#[test]
+fn peers_need_their_port_for_tcp_unless_they_use_quic_alone() {
+    let files = Files::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let secret = files.write("secret", format!("{}\n", "A".repeat(44)), 0o600);
+    for (transport, free) in [("auto", false), ("tcp", false), ("quic", true)] {
+        let text = format!(
+            "secret_file: {secret}\nproxy: {{listen: \"127.0.0.1:0\"}}\nadmin: {{listen: \"127.0.0.1:0\"}}\n\
+             gossip: {{listen: \"127.0.0.1:0\"}}\npeer: {{transport: {transport}, listen: \"127.0.0.1:{port}\"}}"
+        );
+        let tried = parse(&text).unwrap().try_listeners(None);
+        assert_eq!(tried.is_ok(), free, "{transport}: {tried:?}");
+    }
 }

@@ -84,10 +84,12 @@ pub struct Peer {
 /// How bytes travel between members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// Whatever this version finds cheapest on a path.
+    /// Pieces over TCP where it gets through, since that is cheaper; everything else over QUIC.
     Auto,
-    /// QUIC, always.
+    /// QUIC, always; TCP is not listened on.
     Quic,
+    /// TCP for everything, where the member takes it.
+    Tcp,
 }
 
 /// Section `gossip`: membership and events.

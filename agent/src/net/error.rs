@@ -1,5 +1,6 @@
 //! Why the network failed a caller, and how the QUIC library's reasons are read.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -144,4 +145,19 @@ pub(super) fn is_refusal(error: &ConnectionError) -> bool {
         _ => return false,
     };
     TLS_ALERTS.contains(&u64::from(code))
+}
+
+/// An error with its causes in one line, for the log.
+pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }

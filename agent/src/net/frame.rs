@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::NetError;
 use super::link::Use;
+use super::tcp;
+use super::way::Way;
 
 /// Bound on an encoded frame: sixteen of the largest bitmaps (8 KiB), far above any message, far below what hurts.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -29,28 +31,55 @@ pub struct Stream {
 /// The sending half of a [`Stream`]. Dropping it ends the direction like [`Sender::finish`].
 #[derive(Debug)]
 pub struct Sender {
-    stream: quinn::SendStream,
+    half: SendHalf,
     /// What an earlier, cancelled call left unsent.
     pending: Bytes,
-    _link: Use,
+}
+
+#[derive(Debug)]
+enum SendHalf {
+    Quic(quinn::SendStream, #[expect(dead_code, reason = "held")] Use),
+    Tcp(tcp::SendHalf),
 }
 
 /// The receiving half of a [`Stream`]. Dropping it before the end tells the peer to stop sending.
 #[derive(Debug)]
 pub struct Receiver {
-    stream: quinn::RecvStream,
+    half: RecvHalf,
     /// What has come of the frame's header, then of its body, or of the piece that is being read.
     partial: BytesMut,
     /// Length of the frame's body, once its header has come.
     body: Option<usize>,
-    _link: Use,
+}
+
+#[derive(Debug)]
+enum RecvHalf {
+    Quic(quinn::RecvStream, #[expect(dead_code, reason = "held")] Use),
+    Tcp(tcp::RecvHalf),
 }
 
 impl Stream {
-    pub(super) fn new(send: quinn::SendStream, receive: quinn::RecvStream, link: Use) -> Self {
+    pub(super) fn quic(send: quinn::SendStream, receive: quinn::RecvStream, link: Use) -> Self {
+        Self::new(SendHalf::Quic(send, link.clone()), RecvHalf::Quic(receive, link))
+    }
+
+    pub(super) fn tcp(send: tcp::SendHalf, receive: tcp::RecvHalf) -> Self {
+        Self::new(SendHalf::Tcp(send), RecvHalf::Tcp(receive))
+    }
+
+    fn new(send: SendHalf, receive: RecvHalf) -> Self {
         Self {
-            sender: Sender { stream: send, pending: Bytes::new(), _link: link.clone() },
-            receiver: Receiver { stream: receive, partial: BytesMut::new(), body: None, _link: link },
+            sender: Sender { half: send, pending: Bytes::new() },
+            receiver: Receiver { half: receive, partial: BytesMut::new(), body: None },
+        }
+    }
+
+    /// What it goes over.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        match self.sender.half {
+            SendHalf::Quic(..) => Way::Quic,
+            SendHalf::Tcp(_) => Way::Tcp,
         }
     }
 
@@ -59,7 +88,8 @@ impl Stream {
     /// # Errors
     /// As there.
     pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
-        self.sender.send(message).await
+        let frame = encode(message)?;
+        self.push(frame).await
     }
 
     /// Sends raw bytes; see [`Sender::send_bytes`].
@@ -67,7 +97,7 @@ impl Stream {
     /// # Errors
     /// As there.
     pub async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), NetError> {
-        self.sender.send_bytes(bytes).await
+        self.push(bytes).await
     }
 
     /// Ends the sending direction; see [`Sender::finish`].
@@ -75,12 +105,21 @@ impl Stream {
         self.sender.finish();
     }
 
-    /// Ends the sending direction and waits until all of it has arrived; see [`Sender::deliver`].
+    /// Like [`Self::finish`], and waits until the peer has acknowledged every byte, or does not want them. Only then are they
+    /// off this node's link: what has been sent is merely in the transport's buffers.
     ///
     /// # Errors
-    /// As there.
+    /// Why the connection died.
     pub async fn deliver(&mut self) -> Result<(), NetError> {
-        self.sender.deliver().await
+        self.finish();
+        match (&mut self.sender.half, &mut self.receiver.half) {
+            (SendHalf::Quic(stream, _), _) => match stream.stopped().await {
+                Ok(_) | Err(quinn::StoppedError::ZeroRttRejected) => Ok(()),
+                Err(quinn::StoppedError::ConnectionLost(lost)) => Err(lost.into()),
+            },
+            (SendHalf::Tcp(send), RecvHalf::Tcp(receive)) => tcp::delivered(send, receive).await,
+            (SendHalf::Tcp(_), RecvHalf::Quic(..)) => Err(NetError::Protocol),
+        }
     }
 
     /// Receives a frame; see [`Receiver::receive`].
@@ -97,6 +136,17 @@ impl Stream {
     /// As there.
     pub async fn receive_bytes(&mut self, len: usize) -> Result<Bytes, NetError> {
         self.receiver.receive_bytes(len).await
+    }
+
+    /// Like [`Sender::push`]. Over TCP it is this that hears the peer's signs of life meanwhile.
+    async fn push(&mut self, bytes: Bytes) -> Result<(), NetError> {
+        let (SendHalf::Tcp(send), RecvHalf::Tcp(receive)) = (&mut self.sender.half, &mut self.receiver.half) else {
+            return self.sender.push(bytes).await;
+        };
+        let pending = &mut self.sender.pending;
+        tcp::write_listening(send, receive, pending).await?;
+        *pending = bytes;
+        tcp::write_listening(send, receive, pending).await
     }
 
     /// The two directions, to be used by two tasks.
@@ -131,20 +181,10 @@ impl Sender {
     /// Ends the sending direction: the peer's next `receive` gives `None`. What was sent still arrives. Does nothing
     /// the second time.
     pub fn finish(&mut self) {
-        // Fails if the direction has ended already, which is what is wanted.
-        let _ = self.stream.finish();
-    }
-
-    /// Like [`Sender::finish`], and waits until the peer's transport has acknowledged every byte, or does not want them.
-    /// Only then are they off this node's link: what has been sent is merely in the transport's buffers.
-    ///
-    /// # Errors
-    /// Why the connection died.
-    pub async fn deliver(&mut self) -> Result<(), NetError> {
-        self.finish();
-        match self.stream.stopped().await {
-            Ok(_) | Err(quinn::StoppedError::ZeroRttRejected) => Ok(()),
-            Err(quinn::StoppedError::ConnectionLost(lost)) => Err(lost.into()),
+        match &mut self.half {
+            // Fails if the direction has ended already, which is what is wanted.
+            SendHalf::Quic(stream, _) => drop(stream.finish()),
+            SendHalf::Tcp(half) => half.finish(),
         }
     }
 
@@ -155,10 +195,15 @@ impl Sender {
     }
 
     async fn flush(&mut self) -> Result<(), NetError> {
-        while !self.pending.is_empty() {
-            self.stream.write_chunks(std::slice::from_mut(&mut self.pending)).await?;
+        match &mut self.half {
+            SendHalf::Quic(stream, _) => {
+                while !self.pending.is_empty() {
+                    stream.write_chunks(std::slice::from_mut(&mut self.pending)).await?;
+                }
+                Ok(())
+            }
+            SendHalf::Tcp(half) => half.write(&mut self.pending).await,
         }
-        Ok(())
     }
 }
 
@@ -222,9 +267,16 @@ impl Receiver {
     async fn fill(&mut self, len: usize) -> Result<(), NetError> {
         self.partial.reserve(len.saturating_sub(self.partial.len()));
         while self.partial.len() < len {
-            match self.stream.read_chunk(len - self.partial.len(), true).await? {
-                Some(chunk) => self.partial.extend_from_slice(&chunk.bytes),
-                None => return Err(NetError::Truncated),
+            let wanted = len - self.partial.len();
+            let more = match &mut self.half {
+                RecvHalf::Quic(stream, _) => {
+                    let chunk = stream.read_chunk(wanted, true).await?;
+                    chunk.map(|chunk| self.partial.extend_from_slice(&chunk.bytes)).is_some()
+                }
+                RecvHalf::Tcp(half) => half.read(&mut self.partial, wanted).await?,
+            };
+            if !more {
+                return Err(NetError::Truncated);
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
-//! One live connection, and who is using it.
+//! One live QUIC connection and who is using it; and the register of all connections with a peer.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use darter_tracker::NodeId;
@@ -18,9 +19,21 @@ pub(super) struct Link {
     uses: Mutex<Uses>,
 }
 
-/// The live connections, for whoever wants to know whether a peer is alive. The pool keeps it up to date.
+/// The live connections, for whoever wants to know whether a peer is alive. The pools keep it up to date.
 #[derive(Debug, Default)]
-pub(super) struct Census(Mutex<BTreeMap<NodeId, Vec<quinn::Connection>>>);
+pub(super) struct Census {
+    quic: Mutex<BTreeMap<NodeId, Vec<quinn::Connection>>>,
+    tcp: Mutex<BTreeMap<NodeId, Tcp>>,
+}
+
+/// The TCP connections with one peer.
+#[derive(Debug, Default)]
+struct Tcp {
+    /// Reads that brought something: what the peer's process, not its kernel, has sent.
+    heard: Arc<AtomicU64>,
+    /// Whether one that this agent dialled came about.
+    proven: bool,
+}
 
 impl Census {
     pub(super) fn enter(&self, link: &Link) {
@@ -42,16 +55,45 @@ impl Census {
         self.with(BTreeMap::clear);
     }
 
-    /// UDP datagrams that have come on the live connections with `peer`.
+    /// UDP datagrams that have come on the live QUIC connections with `peer`, and reads on the TCP connections.
     pub(super) fn received(&self, peer: NodeId) -> u64 {
-        self.with(|links| {
+        let datagrams: u64 = self.with(|links| {
             links.get(&peer).into_iter().flatten().map(|connection| connection.stats().udp_rx.datagrams).sum()
-        })
+        });
+        datagrams + self.with_tcp(|tcp| tcp.get(&peer).map_or(0, |tcp| tcp.heard.load(Ordering::Relaxed)))
+    }
+
+    /// What counts the reads on TCP connections with `peer`, until it is struck.
+    pub(super) fn tcp(&self, peer: NodeId) -> Arc<AtomicU64> {
+        self.with_tcp(|tcp| tcp.entry(peer).or_default().heard.clone())
+    }
+
+    /// Notes that `peer` can be reached over TCP.
+    pub(super) fn prove(&self, peer: NodeId) {
+        self.with_tcp(|tcp| tcp.entry(peer).or_default().proven = true);
+    }
+
+    /// Whether `peer` was reached over TCP, and there are connections still.
+    pub(super) fn is_proven(&self, peer: NodeId) -> bool {
+        self.with_tcp(|tcp| tcp.get(&peer).is_some_and(|tcp| tcp.proven))
+    }
+
+    pub(super) fn strike_tcp(&self, peer: NodeId) {
+        self.with_tcp(|tcp| tcp.remove(&peer));
+    }
+
+    pub(super) fn clear_tcp(&self) {
+        self.with_tcp(BTreeMap::clear);
+    }
+
+    fn with_tcp<T>(&self, act: impl FnOnce(&mut BTreeMap<NodeId, Tcp>) -> T) -> T {
+        // Nothing that runs under the lock can panic halfway.
+        act(&mut self.tcp.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<NodeId, Vec<quinn::Connection>>) -> T) -> T {
         // Nothing that runs under the lock can panic halfway.
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.quic.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

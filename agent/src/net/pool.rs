@@ -5,7 +5,6 @@
 //! side may already have streams on either; each side opens new streams on the one that it knew first, and the other
 //! is closed when it has been unused for long enough.
 
-mod keyed;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -20,9 +19,8 @@ use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use keyed::Keyed;
-
-use super::error::{NetError, close, is_refusal};
+use super::error::{Chain, NetError, close, is_refusal};
+use super::keyed::Keyed;
 use super::link::{Census, Link, Use};
 use super::quic::{self, CONNECTIONS_MAX, HANDSHAKES_MAX, HANDSHAKES_UNVALIDATED_MAX, Timing};
 use super::refusals::Refusals;
@@ -67,7 +65,7 @@ struct Entry {
 /// The owner of all connections.
 pub(super) struct Pool {
     endpoint: Endpoint,
-    tls: Tls,
+    tls: Arc<Tls>,
     timing: Timing,
     refusals: Refusals,
     streams: mpsc::Sender<Incoming>,
@@ -99,7 +97,7 @@ impl Pool {
     /// A pool without connections that puts the streams of peers into `streams`.
     pub(super) fn new(
         endpoint: Endpoint,
-        tls: Tls,
+        tls: Arc<Tls>,
         timing: Timing,
         metrics: Arc<Metrics>,
         streams: mpsc::Sender<Incoming>,
@@ -247,7 +245,7 @@ impl Pool {
             Err(error) => error,
         };
         if let NetError::Refused(_) | NetError::RefusedByPeer = &otherwise {
-            self.refusals.note(remote.ip(), &tasks::Chain(&otherwise), now);
+            self.refusals.note(remote.ip(), &Chain(&otherwise), now);
         }
         self.answer(peer, &otherwise, now);
     }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod tcp;
 mod trust;
 
 use super::*;
+use crate::net::tcp::Failure;
 use bytes::Bytes;
 use darter_tracker::PieceSize;
 use std::net::Ipv4Addr;
@@ -27,6 +29,8 @@ struct Node {
     transport: Transport,
     metrics: Arc<Metrics>,
     id: NodeId,
+    /// What its own streams go over.
+    way: Way,
 }
 
 fn ring(byte: u8) -> Arc<ClusterKeys> {
@@ -43,20 +47,21 @@ fn loopback(port: u16) -> SocketAddr {
 
 impl Node {
     /// A member of the cluster with the secret `ring(1)`.
-    fn start(seed: u8) -> Self {
-        Self::with(seed, TIMING)
+    fn start(way: Way, seed: u8) -> Self {
+        Self::with(way, seed, TIMING)
     }
 
-    fn with(seed: u8, timing: Timing) -> Self {
+    fn with(way: Way, seed: u8, timing: Timing) -> Self {
         let ring = ring(1);
         let key = key(&ring, seed);
-        Self::with_tls(Tls::new(ring, &key).unwrap(), key.id(), timing, 0)
+        Self::with_tls(way, Tls::new(ring, &key).unwrap(), key.id(), timing, 0)
     }
 
-    fn with_tls(tls: Tls, id: NodeId, timing: Timing, port: u16) -> Self {
+    fn with_tls(way: Way, tls: Tls, id: NodeId, timing: Timing, port: u16) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let transport = Transport::with_tls(loopback(port), tls, metrics.clone(), timing).unwrap();
-        Self { transport, metrics, id }
+        let mode = if way == Way::Tcp { Mode::Tcp } else { Mode::Quic };
+        let transport = Transport::with_tls(loopback(port), mode, tls, metrics.clone(), timing).unwrap();
+        Self { transport, metrics, id, way }
     }
 
     fn peer(&self) -> Peer {
@@ -64,7 +69,24 @@ impl Node {
     }
 
     async fn open(&self, to: &Node) -> Result<Stream, NetError> {
-        timeout(DEADLINE, self.transport.open(to.peer())).await.unwrap()
+        self.open_to(to.peer()).await
+    }
+
+    /// Over its own transport and no other.
+    async fn open_to(&self, peer: Peer) -> Result<Stream, NetError> {
+        let opening = async {
+            match self.way {
+                Way::Quic => self.transport.open_quic(peer).await,
+                Way::Tcp => self.transport.open_tcp(peer).await.map_err(|failure| match failure {
+                    Failure::Refused(error) => error,
+                    Failure::Closed | Failure::Silent | Failure::Remembered => NetError::Unreachable,
+                    Failure::Full => NetError::Full,
+                    Failure::Broken => NetError::Protocol,
+                    Failure::Ending => NetError::Closed,
+                }),
+            }
+        };
+        timeout(DEADLINE, opening).await.unwrap()
     }
 
     async fn accept(&self) -> Incoming {
@@ -85,9 +107,43 @@ impl Node {
     }
 
     fn connections(&self) -> usize {
-        self.transport.shared.endpoint.open_connections()
+        match self.way {
+            Way::Quic => self.transport.shared.endpoint.open_connections(),
+            Way::Tcp => self.metrics.tcp_connections.get().try_into().unwrap(),
+        }
     }
 }
+
+/// Runs tests for each transport.
+macro_rules! over_both {
+    ($($test:ident),* $(,)?) => {
+        mod over_quic {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Way::Quic).await;
+            })*
+        }
+        mod over_tcp {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Way::Tcp).await;
+            })*
+        }
+    };
+}
+pub(crate) use over_both;
+
+over_both!(
+    frames_and_bytes_travel_both_ways,
+    a_cancelled_receive_loses_nothing,
+    lengths_are_checked_before_memory_is_taken,
+    what_breaks_off_or_does_not_decode_is_said_to,
+    a_dead_connection_is_replaced,
+    closing_ends_everything,
+    an_unused_connection_is_closed_and_a_used_one_is_not,
+    an_ipv6_socket_serves_ipv4_peers_under_their_own_address,
+    a_peer_that_vanishes_is_noticed,
+);
 
 /// Waits until `condition` holds; there is nothing to be notified by for what the library counts.
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -99,13 +155,14 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     assert!(reached.await.is_ok(), "never: {what}");
 }
 
-#[tokio::test]
-async fn frames_and_bytes_travel_both_ways() {
-    let (a, b) = (Node::start(1), Node::start(2));
+async fn frames_and_bytes_travel_both_ways(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
     let mut near = a.open(&b).await.unwrap();
     near.send(&(7u32, "hello".to_owned())).await.unwrap();
     let Incoming { peer, remote, stream: mut far } = b.accept().await;
-    assert_eq!((peer, remote), (a.id, a.transport.local_addr()));
+    assert_eq!((peer, remote.ip()), (a.id, a.transport.local_addr().ip()));
+    assert_eq!(remote == a.transport.local_addr(), way == Way::Quic);
+    assert_eq!((near.way(), far.way()), (way, way));
     assert_eq!(far.receive().await.unwrap(), Some((7u32, "hello".to_owned())));
 
     let piece: Bytes = (0..8 * 1024 * 1024u32).map(|at| (at / 7) as u8).collect();
@@ -123,9 +180,8 @@ async fn frames_and_bytes_travel_both_ways() {
     assert_eq!(sending.await.unwrap().unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_cancelled_receive_loses_nothing() {
-    let (a, b) = (Node::start(1), Node::start(2));
+async fn a_cancelled_receive_loses_nothing(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
     let (near, mut far) = a.pair(&b).await;
     let (mut sender, _receiver) = near.split();
     let frame = [&[6u8, 0, 0, 0][..], &[5], b"split"].concat();
@@ -137,9 +193,8 @@ async fn a_cancelled_receive_loses_nothing() {
     assert_eq!(far.receive().await.unwrap(), Some("split".to_owned()));
 }
 
-#[tokio::test]
-async fn lengths_are_checked_before_memory_is_taken() {
-    let (a, b) = (Node::start(1), Node::start(2));
+async fn lengths_are_checked_before_memory_is_taken(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
     let (mut near, mut far) = a.pair(&b).await;
     let huge = near.send(&vec![0u8; FRAME_BYTES_MAX]).await;
     assert!(matches!(huge, Err(NetError::FrameTooLong { bytes }) if bytes > FRAME_BYTES_MAX));
@@ -154,9 +209,8 @@ async fn lengths_are_checked_before_memory_is_taken() {
     assert!(matches!(far.receive_bytes(bytes).await, Err(NetError::PieceTooLong { .. })));
 }
 
-#[tokio::test]
-async fn what_breaks_off_or_does_not_decode_is_said_to() {
-    let (a, b) = (Node::start(1), Node::start(2));
+async fn what_breaks_off_or_does_not_decode_is_said_to(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
     let (mut near, mut far) = a.pair(&b).await;
     near.send(&(1u8, 2u8)).await.unwrap();
     assert!(matches!(far.receive::<u8>().await, Err(NetError::Malformed)), "left-over bytes");
@@ -174,7 +228,7 @@ async fn what_breaks_off_or_does_not_decode_is_said_to() {
 
 #[tokio::test]
 async fn many_callers_share_one_connection() {
-    let (a, b) = (Node::start(1), Node::start(2));
+    let (a, b) = (Node::start(Way::Quic, 1), Node::start(Way::Quic, 2));
     let opens = (0..64u8).map(|number| {
         let (transport, peer) = (a.transport.clone(), b.peer());
         tokio::spawn(async move {
@@ -201,7 +255,7 @@ async fn many_callers_share_one_connection() {
 
 #[tokio::test]
 async fn both_may_dial_at_once() {
-    let (a, b) = (Node::start(1), Node::start(2));
+    let (a, b) = (Node::start(Way::Quic, 1), Node::start(Way::Quic, 2));
     for _ in 0..8 {
         let (one, other) = tokio::join!(a.pair(&b), b.pair(&a));
         drop((one, other));
@@ -212,7 +266,7 @@ async fn both_may_dial_at_once() {
 #[tokio::test]
 async fn a_peer_that_is_not_there_fails_fast() {
     let deaf = std::net::UdpSocket::bind(loopback(0)).unwrap();
-    let a = Node::with(1, Timing { connect: Duration::from_millis(200), ..TIMING });
+    let a = Node::with(Way::Quic, 1, Timing { connect: Duration::from_millis(200), ..TIMING });
     let peer = Peer { id: NodeId::from_bytes([7; 16]), addr: deaf.local_addr().unwrap() };
     let (first, second) = tokio::join!(a.transport.open(peer), a.transport.open(peer));
     for outcome in [first, second] {
@@ -223,13 +277,12 @@ async fn a_peer_that_is_not_there_fails_fast() {
     assert!(matches!(a.transport.open(elsewhere).await, Err(NetError::Unreachable)));
 }
 
-#[tokio::test]
-async fn a_peer_that_vanishes_is_noticed() {
-    let a = Node::start(1);
+async fn a_peer_that_vanishes_is_noticed(way: Way) {
+    let a = Node::start(way, 1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let b = {
         let _entered = runtime.enter();
-        Node::start(2)
+        Node::start(way, 2)
     };
     let mut near = a.open(&b).await.unwrap();
     near.send(&1u8).await.unwrap();
@@ -238,17 +291,17 @@ async fn a_peer_that_vanishes_is_noticed() {
     // The runtime goes first, so that nothing is left to say goodbye.
     runtime.shutdown_background();
     let gone = timeout(DEADLINE, near.receive::<u8>()).await.unwrap();
+    // A process that is frozen looks the same: its kernel goes on taking what is sent.
     assert!(matches!(gone, Err(NetError::Silent)), "{gone:?}");
     assert!(matches!(near.send(&1u8).await, Err(NetError::Silent)));
     drop((far, b));
 }
 
-#[tokio::test]
-async fn a_dead_connection_is_replaced() {
-    let (ring, a) = (ring(1), Node::start(1));
+async fn a_dead_connection_is_replaced(way: Way) {
+    let (ring, a) = (ring(1), Node::start(way, 1));
     let again = |port| {
         let key = key(&ring, 2);
-        Node::with_tls(Tls::new(ring.clone(), &key).unwrap(), key.id(), TIMING, port)
+        Node::with_tls(way, Tls::new(ring.clone(), &key).unwrap(), key.id(), TIMING, port)
     };
     let b = again(0);
     let (mut near, far) = a.pair(&b).await;
@@ -259,12 +312,11 @@ async fn a_dead_connection_is_replaced() {
     until("the port is free", || std::net::UdpSocket::bind(loopback(port)).is_ok()).await;
     let b = again(port);
     let _streams = a.pair(&b).await;
-    assert_eq!(a.dialled(), 2);
+    assert_eq!(a.dialled(), if way == Way::Quic { 2 } else { 0 });
 }
 
-#[tokio::test]
-async fn closing_ends_everything() {
-    let (a, b) = (Node::start(1), Node::start(2));
+async fn closing_ends_everything(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
     let (mut near, mut far) = a.pair(&b).await;
     let (waiting, closing) = (b.transport.clone(), b.transport.clone());
     let accept = tokio::spawn(async move { waiting.accept().await.is_none() });
@@ -276,10 +328,9 @@ async fn closing_ends_everything() {
     assert!(matches!(timeout(DEADLINE, near.receive::<u8>()).await.unwrap(), Err(NetError::ClosedByPeer)));
 }
 
-#[tokio::test]
-async fn an_unused_connection_is_closed_and_a_used_one_is_not() {
+async fn an_unused_connection_is_closed_and_a_used_one_is_not(way: Way) {
     let timing = Timing { unused: Duration::from_millis(240), ..TIMING };
-    let (a, b, c) = (Node::with(1, timing), Node::with(2, timing), Node::with(3, timing));
+    let (a, b, c) = (Node::with(way, 1, timing), Node::with(way, 2, timing), Node::with(way, 3, timing));
     let (mut near, mut far) = a.pair(&b).await;
     // The witness that the time has passed.
     drop(a.pair(&c).await);
@@ -289,27 +340,28 @@ async fn an_unused_connection_is_closed_and_a_used_one_is_not() {
     drop((near, far));
     until("the other is unused as well", || a.connections() == 0 && b.connections() == 0).await;
     let _streams = a.pair(&b).await;
-    assert_eq!(a.dialled(), 3);
+    assert_eq!(a.dialled(), if way == Way::Quic { 3 } else { 0 });
 }
 
-#[tokio::test]
-async fn an_ipv6_socket_serves_ipv4_peers_under_their_own_address() {
-    let (ring, a) = (ring(1), Node::start(1));
+async fn an_ipv6_socket_serves_ipv4_peers_under_their_own_address(way: Way) {
+    let (ring, a) = (ring(1), Node::start(way, 1));
     let key = key(&ring, 2);
     let listen = "[::]:0".parse().unwrap();
     // A machine without IPv6 cannot show this.
-    let Ok(transport) = Transport::bind(listen, ring, &key, Arc::default()) else { return };
+    let mode = if way == Way::Tcp { Mode::Tcp } else { Mode::Quic };
+    let Ok(transport) = Transport::bind(listen, mode, ring, &key, Arc::default()) else { return };
     let addr = loopback(transport.local_addr().port());
-    let mut near = a.transport.open(Peer { id: key.id(), addr }).await.unwrap();
+    let mut near = a.open_to(Peer { id: key.id(), addr }).await.unwrap();
     near.send(&()).await.unwrap();
     let incoming = timeout(DEADLINE, transport.accept()).await.unwrap().unwrap();
-    assert_eq!(incoming.remote, a.transport.local_addr());
-    assert!(transport.open(a.peer()).await.is_ok());
+    assert_eq!(incoming.remote.ip(), a.transport.local_addr().ip());
+    assert_eq!(transport.open(a.peer()).await.unwrap().way(), way);
 }
 
 #[tokio::test]
 async fn a_peer_with_too_many_streams_is_full() {
-    let (a, b) = (Node::with(1, Timing { connect: Duration::from_millis(500), ..TIMING }), Node::start(2));
+    let (a, b) =
+        (Node::with(Way::Quic, 1, Timing { connect: Duration::from_millis(500), ..TIMING }), Node::start(Way::Quic, 2));
     let mut streams = Vec::new();
     let full = loop {
         match a.open(&b).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use darter_swarm::task::{OriginFailure, RunId};
 use darter_swarm::wire::{Offer, SessionFrame};
-use darter_tracker::{Geometry, NodeId, PieceDigest, PieceIndex, PieceRange, TaskId};
+use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, TaskId};
 use tokio::sync::mpsc;
 
 use super::flight::Context;
@@ -15,7 +15,7 @@ use crate::admin::metrics::PieceOrigin;
 use crate::net::{NetError, Peer, Receiver, Sender};
 use crate::source::peer::{self, PeerError};
 use crate::source::registry::{BlobOrigin, OriginError, RangeBody};
-use crate::store::{Blob, StoreError};
+use crate::store::{Blob, Hashed, StoreError};
 
 /// Bytes that are read from the registry at a time: progress is seen at least this often, and a fetcher holds little.
 const READ_BYTES: usize = 64 * 1024;
@@ -33,14 +33,14 @@ pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, pie
     };
     let (task, geometry) = (*blob.task(), *blob.geometry());
     match peer::piece(transport, &context.keys, peer, task, geometry, piece).await {
-        Ok((proof, bytes)) => {
-            let length = bytes.len() as u64;
+        Ok((proof, bytes, way)) => {
+            let length = bytes.length();
             // Before they are written: the write that completes the blob ends the pull, and with it this job.
-            context.metrics.peer_received_bytes.inc_by(length);
+            context.metrics.received(way, length);
             context.tally.peer(peer.addr, length);
             match blob.write(piece, &proof, bytes, PieceOrigin::Peer).await {
                 Ok(_) => {
-                    tracing::debug!(%task, piece = piece.0, peer = %peer.addr, "downloading piece");
+                    tracing::debug!(%task, piece = piece.0, peer = %peer.addr, transport = %way, "downloading piece");
                     Event::Piece(peer.id, piece)
                 }
                 Err(error) => Event::Store(error),
@@ -162,7 +162,11 @@ pub(super) async fn fetch(
             Ok(bytes) => bytes,
             Err(error) => return failed(run, blob.task(), error),
         };
-        let proof = context.node.sign_piece(blob.task(), &geometry, piece, PieceDigest::of(&bytes));
+        let bytes = match Hashed::of(bytes).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Event::Store(error),
+        };
+        let proof = context.node.sign_piece(blob.task(), &geometry, piece, bytes.digest());
         if let Err(error) = blob.write(piece, &proof, bytes, PieceOrigin::Registry).await {
             return Event::Store(error);
         }

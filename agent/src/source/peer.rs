@@ -1,11 +1,11 @@
 //! Pieces and sessions from another member.
 
-use bytes::Bytes;
 use darter_swarm::identity::{ClusterKeys, verify_piece};
 use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
-use darter_tracker::{ErrorKind, Geometry, PieceDigest, PieceIndex, PieceProof, TaskId};
+use darter_tracker::{ErrorKind, Geometry, PieceIndex, PieceProof, TaskId};
 
-use crate::net::{NetError, Peer, Receiver, Sender, Transport};
+use crate::net::{NetError, Peer, Receiver, Sender, Transport, Way};
+use crate::store::Hashed;
 
 /// Why a peer gave no piece.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +52,9 @@ pub async fn piece(
     task: TaskId,
     geometry: Geometry,
     piece: PieceIndex,
-) -> Result<(PieceProof, Bytes), PeerError> {
-    let mut stream = transport.open(peer).await?;
+) -> Result<(PieceProof, Hashed, Way), PeerError> {
+    let mut stream = transport.open_bulk(peer).await?;
+    let way = stream.way();
     stream.send(&Open::Piece { task, piece }).await?;
     stream.finish();
     let expected = geometry.piece_length(piece);
@@ -70,11 +71,14 @@ pub async fn piece(
     };
     verify_piece(keys, &task, &geometry, piece, &proof).map_err(|_| PeerError::Wrong("nobody vouches for it"))?;
     let bytes = stream.receive_bytes(expected as usize).await?;
-    // The store checks the digest again, in the one place that may let bytes in; here it tells who is to blame.
-    if PieceDigest::of(&bytes) != proof.digest {
+    // Lets the other side know at once that all of it has come.
+    drop(stream);
+    // The store compares the digests again, in the one place that may let bytes in; here it tells who is to blame.
+    let bytes = Hashed::of(bytes).await.map_err(|_| NetError::Closed)?;
+    if bytes.digest() != proof.digest {
         return Err(PeerError::Wrong("the bytes do not match their digest"));
     }
-    Ok((proof, bytes))
+    Ok((proof, bytes, way))
 }
 
 /// Begins a session about a task: tells what is held here and learns what is held there.

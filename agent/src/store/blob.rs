@@ -11,7 +11,8 @@ use super::directory::Place;
 use super::error::StoreError;
 use super::partial::Files;
 use super::state::{Claim, Outcome, Progress, State, lock};
-use super::{Context, Store, publish, verify};
+use super::verify::{self, Hashed};
+use super::{Context, Store, publish};
 use crate::admin::metrics::PieceOrigin;
 
 /// One blob of the cache.
@@ -129,7 +130,7 @@ impl Blob {
         self: &Arc<Self>,
         piece: PieceIndex,
         proof: &PieceProof,
-        bytes: Bytes,
+        bytes: Hashed,
         source: PieceOrigin,
     ) -> Result<bool, StoreError> {
         if !self.geometry.contains(piece) {
@@ -276,9 +277,9 @@ impl std::fmt::Debug for Blob {
 }
 
 impl Claimed {
-    fn write(self, proof: &PieceProof, bytes: Bytes, source: PieceOrigin) -> Result<(), StoreError> {
+    fn write(self, proof: &PieceProof, bytes: Hashed, source: PieceOrigin) -> Result<(), StoreError> {
         let (blob, piece) = (&self.blob, self.piece);
-        let length = bytes.len() as u64;
+        let length = bytes.length();
         let verified = verify::received(&blob.geometry, piece, proof, bytes)?;
         let files = blob.files()?;
         files.write(&verified).map_err(|source| StoreError::writing("writing a piece", length, source))?;

@@ -30,6 +30,8 @@ pub(super) struct Files {
     journal: File,
     /// The pieces whose bytes on disk were compared with their record since the files were opened, or were just written.
     checked: Mutex<Bitmap>,
+    /// Held while a piece is written: the kernel lets one write to a file at a time, and has the others spin.
+    writing: Mutex<()>,
     /// Comparing once is not enough.
     suspect: AtomicBool,
 }
@@ -37,7 +39,7 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn new(task: TaskId, geometry: Geometry, (bytes, journal): (File, File)) -> Self {
         let checked = Mutex::new(Bitmap::new(geometry.pieces()));
-        Self { task, geometry, bytes, journal, checked, suspect: AtomicBool::new(false) }
+        Self { task, geometry, bytes, journal, checked, writing: Mutex::default(), suspect: AtomicBool::new(false) }
     }
 
     /// Makes the files of a new partial and takes the room for all of its bytes, so that a disk that is too small says so
@@ -90,6 +92,7 @@ impl Files {
     /// Writes a piece's bytes, then its record.
     pub(super) fn write(&self, verified: &VerifiedPiece) -> io::Result<()> {
         let piece = verified.piece();
+        let _writing = lock(&self.writing);
         self.bytes.write_all_at(verified.bytes(), self.geometry.offset(piece))?;
         let record = journal::record(&self.task, &self.geometry, piece, verified.proof());
         self.journal.write_all_at(&record, journal::slot(piece))?;

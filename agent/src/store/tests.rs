@@ -14,6 +14,7 @@ use darter_tracker::{Digest, PieceDigest, PieceIndex, PieceProof, PieceSize, Sig
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::verify::CHUNK_BYTES;
+use super::verify::Hashed;
 use super::*;
 use crate::admin::metrics::PieceOrigin;
 
@@ -53,7 +54,9 @@ impl Content {
     }
 
     async fn write(&self, blob: &Arc<Blob>, piece: u32) -> bool {
-        blob.write(PieceIndex(piece), &self.proof(piece), self.piece(piece), PieceOrigin::Peer).await.unwrap()
+        blob.write(PieceIndex(piece), &self.proof(piece), Hashed::now(self.piece(piece)), PieceOrigin::Peer)
+            .await
+            .unwrap()
     }
 
     async fn write_all(&self, blob: &Arc<Blob>) {
@@ -274,16 +277,16 @@ async fn what_does_not_match_its_proof_is_not_stored() {
     let mut wrong = content.piece(0).to_vec();
     wrong[9] ^= 1;
     for bytes in [Bytes::from(wrong), content.piece(0).slice(1..), Bytes::new(), content.piece(1)] {
-        let refused = blob.write(PieceIndex(0), &content.proof(0), bytes, PieceOrigin::Peer).await;
+        let refused = blob.write(PieceIndex(0), &content.proof(0), Hashed::now(bytes), PieceOrigin::Peer).await;
         assert!(matches!(refused, Err(StoreError::Mismatch { piece: PieceIndex(0) })), "{refused:?}");
     }
     // The right digest of too few bytes.
     let short = content.piece(0).slice(..100);
     assert!(matches!(
-        blob.write(PieceIndex(0), &proof_of(&short), short, PieceOrigin::Peer).await,
+        blob.write(PieceIndex(0), &proof_of(&short), Hashed::now(short), PieceOrigin::Peer).await,
         Err(StoreError::Mismatch { .. })
     ));
-    let past = blob.write(PieceIndex(3), &content.proof(0), content.piece(0), PieceOrigin::Peer).await;
+    let past = blob.write(PieceIndex(3), &content.proof(0), Hashed::now(content.piece(0)), PieceOrigin::Peer).await;
     assert!(matches!(past, Err(StoreError::NoSuchPiece { .. })));
     assert!(blob.held().is_empty());
     assert!(matches!(blob.piece(PieceIndex(0)).await, Err(StoreError::NotHeld { .. })));
@@ -337,7 +340,7 @@ async fn a_poisoned_blob_gives_nothing_away_and_starts_over() {
     let mut late = blob.reader(PIECE..2 * PIECE);
     assert!(matches!(next(&mut late).await, Err(StoreError::Poisoned)));
     assert!(matches!(
-        blob.write(PieceIndex(0), &right.proof(0), right.piece(0), PieceOrigin::Peer).await,
+        blob.write(PieceIndex(0), &right.proof(0), Hashed::now(right.piece(0)), PieceOrigin::Peer).await,
         Err(StoreError::Poisoned)
     ));
     assert!(matches!(store.create(&right.task, right.geometry), Err(StoreError::Poisoned)));
@@ -379,7 +382,7 @@ async fn readers_hear_of_a_discard() {
     store.discard(&content.task);
     assert!(matches!(next(&mut reader).await, Err(StoreError::Gone)));
     assert!(matches!(
-        blob.write(PieceIndex(0), &content.proof(0), content.piece(0), PieceOrigin::Peer).await,
+        blob.write(PieceIndex(0), &content.proof(0), Hashed::now(content.piece(0)), PieceOrigin::Peer).await,
         Err(StoreError::Gone)
     ));
     // The old handle does not harm what came after it.

@@ -26,6 +26,40 @@ use super::state::Turn;
 /// fit into memory.
 pub(super) const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Bytes with their digest, which only hashing gives: who has them need not hash them again.
+#[derive(Clone, Debug)]
+pub struct Hashed {
+    bytes: Bytes,
+    digest: PieceDigest,
+}
+
+impl Hashed {
+    /// Hashes a piece, on a thread that may block.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`] if the runtime ends.
+    pub async fn of(bytes: Bytes) -> Result<Self, StoreError> {
+        let hashed = tokio::task::spawn_blocking(|| Self::now(bytes));
+        hashed.await.map_err(|_| StoreError::Stopped)
+    }
+
+    pub(super) fn now(bytes: Bytes) -> Self {
+        Self { digest: PieceDigest::of(&bytes), bytes }
+    }
+
+    /// The digest of the bytes.
+    #[must_use]
+    pub fn digest(&self) -> PieceDigest {
+        self.digest
+    }
+
+    /// How many bytes it is.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
 /// A piece whose bytes match the proof that they came with.
 pub(super) struct VerifiedPiece {
     piece: PieceIndex,
@@ -88,13 +122,13 @@ pub(super) fn received(
     geometry: &Geometry,
     piece: PieceIndex,
     proof: &PieceProof,
-    bytes: Bytes,
+    hashed: Hashed,
 ) -> Result<VerifiedPiece, StoreError> {
     let expected = geometry.piece_length(piece) as usize;
-    if bytes.len() != expected || PieceDigest::of(&bytes) != proof.digest {
+    if hashed.bytes.len() != expected || hashed.digest != proof.digest {
         return Err(StoreError::Mismatch { piece });
     }
-    Ok(VerifiedPiece { piece, proof: *proof, bytes })
+    Ok(VerifiedPiece { piece, proof: *proof, bytes: hashed.bytes })
 }
 
 /// Reads a whole piece back and compares it with its record, every time: what goes to a peer must be right now.
@@ -102,7 +136,7 @@ pub(super) fn stored(files: &Files, piece: PieceIndex) -> Result<VerifiedPiece, 
     let proof = files.proof(piece)?.ok_or(Rotten)?;
     let mut bytes = Vec::new();
     files.read(files.geometry.offset(piece), files.geometry.piece_length(piece) as usize, &mut bytes)?;
-    received(&files.geometry, piece, &proof, bytes.into()).map_err(|_| Rotten)
+    received(&files.geometry, piece, &proof, Hashed::now(bytes.into())).map_err(|_| Rotten)
 }
 
 /// Compares a piece on disk with its record, if that has not been done since its files were opened, and gives the part

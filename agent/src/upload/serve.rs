@@ -206,7 +206,7 @@ impl Uploader {
                 return Ok(());
             }
         };
-        let length = bytes.len() as u32;
+        let (length, way) = (bytes.len() as u32, stream.way());
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
         let sending = async {
             stream.send(&PieceReply::Piece { proof, length }).await?;
@@ -218,7 +218,7 @@ impl Uploader {
             return Ok(());
         };
         sent?;
-        self.metrics.peer_sent_bytes.inc_by(u64::from(length));
+        self.metrics.sent(way, u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())
     }

@@ -34,3 +34,4 @@ mod restart;
 mod seed;
 mod stop;
 mod tracker;
+mod transport;

@@ -11,7 +11,7 @@ use darter_agent::admin::metrics::Metrics;
 use darter_agent::demo::image::Blob;
 use darter_agent::gossip::tracker::{GossipTracker, HomeHandle};
 use darter_agent::gossip::{Gossip, Settings};
-use darter_agent::net::{Incoming, NetError, Peer, Transport};
+use darter_agent::net::{Incoming, Mode, NetError, Peer, Transport};
 use darter_agent::store::{self, Store};
 use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
@@ -54,7 +54,7 @@ impl Member {
         let key = Arc::new(NodeKey::new(&keys, &rand::random(), 1).unwrap());
         let metrics = Arc::new(Metrics::default());
         let any = SocketAddr::new(stage.subnet.registry(), 0);
-        let transport = Transport::bind(any, keys.clone(), &key, metrics.clone()).unwrap();
+        let transport = Transport::bind(any, Mode::Auto, keys.clone(), &key, metrics.clone()).unwrap();
         let settings = Settings {
             listen: any,
             advertise: any.ip(),

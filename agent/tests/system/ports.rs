@@ -28,10 +28,21 @@ async fn only_the_configured_ports_are_open() {
         for agent in stage.agents() {
             let own = agent.addresses();
             let configured: Open =
-                [("tcp", own.proxy), ("udp", own.peer), ("udp", own.gossip), ("tcp", own.admin)].into();
+                [("tcp", own.proxy), ("udp", own.peer), ("tcp", own.peer), ("udp", own.gossip), ("tcp", own.admin)]
+                    .into();
             assert_eq!(listening(agent.process_id().unwrap()), configured, "{}, pulled: {pulled}", agent.name());
         }
     }
+    // Peers that use QUIC alone do not listen for TCP.
+    let agent = stage.cluster.agent_mut(0).unwrap();
+    agent.stop().await;
+    reconfigure(agent, |config| config["peer"]["transport"] = json!("quic"));
+    agent.start().unwrap();
+    let agent = stage.agent(0);
+    wait::until("the agent is ready", async || admin(agent, "/readyz").await.is_some_and(|it| it.0 == 200)).await;
+    let own = agent.addresses();
+    let configured: Open = [("tcp", own.proxy), ("udp", own.peer), ("udp", own.gossip), ("tcp", own.admin)].into();
+    assert_eq!(listening(agent.process_id().unwrap()), configured);
     // Without a secret there are no peers to listen for.
     let agent = stage.cluster.agent_mut(0).unwrap();
     agent.stop().await;

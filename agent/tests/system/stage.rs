@@ -289,7 +289,11 @@ pub(crate) async fn samples(agent: &Agent) -> BTreeMap<String, u64> {
 /// The sum of a metric's series; 0 if it has none yet.
 pub(crate) async fn metric(agent: &Agent, name: &str) -> u64 {
     let samples = samples(agent).await;
-    samples.iter().filter(|(series, _)| series.split('{').next() == Some(name)).map(|(_, value)| value).sum()
+    samples
+        .iter()
+        .filter(|(series, _)| *series == name || series.split('{').next() == Some(name))
+        .map(|(_, value)| value)
+        .sum()
 }
 
 /// An agent's whole log.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use darter_agent::admin::metrics::Metrics;
 use darter_agent::gossip::tracker::{GossipTracker, HomeHandle};
 use darter_agent::gossip::{Gossip, Settings};
-use darter_agent::net::Transport;
+use darter_agent::net::{Mode, Transport};
 use darter_agent::pull::{Context, Flights};
 use darter_agent::source::registry::Upstream;
 use darter_agent::source::tally::Tally;
@@ -38,12 +38,12 @@ struct Node {
 }
 
 impl Node {
-    fn start(number: u8, seeds: BTreeSet<SocketAddr>) -> Self {
+    fn start(number: u8, mode: Mode, seeds: BTreeSet<SocketAddr>) -> Self {
         let metrics = Arc::new(Metrics::default());
         let keys = Arc::new(ClusterKeys::new("lab", &[[1; 32]]).unwrap());
         let node = Arc::new(NodeKey::new(&keys, &[number; 32], 1).unwrap());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let transport = Transport::bind(any, keys.clone(), &node, metrics.clone()).unwrap();
+        let transport = Transport::bind(any, mode, keys.clone(), &node, metrics.clone()).unwrap();
         let settings = Settings {
             listen: any,
             advertise: Ipv4Addr::LOCALHOST.into(),
@@ -115,9 +115,19 @@ impl Node {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gossip_tracker_conforms() {
-    let first = Node::start(1, BTreeSet::new());
+    conforms([Mode::Auto; 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gossip_tracker_conforms_over_tcp() {
+    // The last has no TCP.
+    conforms([Mode::Tcp, Mode::Tcp, Mode::Quic]).await;
+}
+
+async fn conforms(modes: [Mode; 3]) {
+    let first = Node::start(1, modes[0], BTreeSet::new());
     let seed = BTreeSet::from([first.gossip.local_addr()]);
-    let mut nodes = [first, Node::start(2, seed.clone()), Node::start(3, seed)];
+    let mut nodes = [first, Node::start(2, modes[1], seed.clone()), Node::start(3, modes[2], seed)];
     for node in &nodes {
         let mut roster = node.gossip.roster();
         let met = tokio::time::timeout(PATIENCE, roster.wait_for(|roster| roster.members.len() == 2)).await;

@@ -1,6 +1,5 @@
 //! What the pool waits for in tasks of its own: handshakes in both directions, and the streams of a live connection.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use crate::net::frame::Stream;
 use crate::net::link::Link;
 use crate::net::quic::{self, Timing};
 use crate::net::tls::Verdict;
-use crate::net::{Incoming, error};
+use crate::net::{Incoming, canonical, error};
 
 /// Name that QUIC asks for. Not sent, and not looked at: a peer is its key.
 const SERVER_NAME: &str = "darter";
@@ -69,7 +68,7 @@ pub(super) async fn serve(link: Arc<Link>, streams: mpsc::Sender<Incoming>) -> C
             Err(error) => return error,
         };
         let remote = canonical(link.connection.remote_address());
-        let incoming = Incoming { peer: link.peer, remote, stream: Stream::new(send, receive, link.hold()) };
+        let incoming = Incoming { peer: link.peer, remote, stream: Stream::quic(send, receive, link.hold()) };
         tokio::select! {
             error = link.connection.closed() => return error,
             sent = streams.send(incoming) => if sent.is_err() {
@@ -83,24 +82,4 @@ pub(super) async fn serve(link: Arc<Link>, streams: mpsc::Sender<Incoming>) -> C
 pub(super) fn shown(connection: &Connection) -> Vec<CertificateDer<'static>> {
     let identity = connection.peer_identity().and_then(|identity| identity.downcast().ok());
     identity.map_or_else(Vec::new, |certificates: Box<Vec<_>>| *certificates)
-}
-
-/// An IPv4 address as such, where an IPv6 socket shows it mapped.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// An error with its causes in one line, for the log.
-pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -148,8 +148,10 @@ async fn a_disk_that_takes_no_writes_is_told_from_a_peer_that_lies() {
     let (full, readable) = (|| std::fs::File::options().write(true).open("/dev/full"), || std::fs::File::open(&own));
     for (bytes, is_full) in [(full().unwrap(), true), (readable().unwrap(), false)] {
         let files = sabotage(&blob, bytes, readable().unwrap());
-        let error =
-            blob.write(PieceIndex(0), &content.proof(0), content.piece(0), PieceOrigin::Peer).await.unwrap_err();
+        let error = blob
+            .write(PieceIndex(0), &content.proof(0), Hashed::now(content.piece(0)), PieceOrigin::Peer)
+            .await
+            .unwrap_err();
         assert_eq!(matches!(error, StoreError::Full { bytes: PIECE }), is_full, "{error:?}");
         assert!(error.is_disk() && (is_full || matches!(error, StoreError::Unwritable { .. })));
         assert!(blob.held().is_empty());

@@ -43,6 +43,10 @@ impl<K: Copy + PartialEq, T: Send + 'static> Keyed<K, T> {
         self.keys.values().any(|other| *other == key)
     }
 
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.keys.values()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.running.len()
     }
