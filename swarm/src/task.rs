@@ -32,6 +32,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub use self::action::{Action, Fallback, OriginFailure, ReaderId, RunId};
+use self::fallback::Stranded;
 use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
@@ -66,8 +67,7 @@ pub struct Task {
     /// Whether a turn could not be taken since this node had no room: none is asked for before it has.
     starved: bool,
     readers: BTreeMap<ReaderId, Waiting>,
-    /// Pieces that readers wait for and that somebody offers, and since when.
-    stranded: BTreeMap<PieceIndex, Instant>,
+    stranded: Stranded,
     /// It is fetched ahead of anybody's reading.
     background: bool,
     /// Arrived, and not told to the neighbours yet, since when.
@@ -107,7 +107,7 @@ impl Task {
             unasked: Bitmap::new(geometry.pieces()),
             starved: false,
             readers: BTreeMap::new(),
-            stranded: BTreeMap::new(),
+            stranded: Stranded::default(),
             background: false,
             untold: Vec::new(),
             untold_since: None,
@@ -644,7 +644,7 @@ impl Task {
             .flatten()
             .chain(requests)
             .chain(fallbacks)
-            .chain(self.stranded.values().map(|since| *since + fallback::STRANDED).filter(|at| *at > now))
+            .chain(self.stranded.deadline(now))
             .chain(self.link.deadlines(now))
             .chain(self.origin.deadlines(now))
             .min()

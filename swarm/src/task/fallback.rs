@@ -20,6 +20,41 @@ pub const READER_BUDGET: Duration = Duration::from_millis(500);
 /// the piece. They may be alive, and busy with others or with nobody: a peer can say so for ever.
 pub const STRANDED: Duration = Duration::from_secs(10);
 
+/// While a reader waits so, it is looked at this often; one that was not looked at for twice as long counts from anew, since this
+/// node was held up itself.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Readers that wait for what somebody offers.
+#[derive(Debug, Default)]
+pub(super) struct Stranded {
+    /// The pieces, and since when they are offered and waited for.
+    since: BTreeMap<PieceIndex, Instant>,
+    looked: Option<Instant>,
+}
+
+impl Stranded {
+    /// Those that are waited for now; returns the ones that have been for [`STRANDED`], whose time begins again.
+    fn look(&mut self, awaited: impl Iterator<Item = PieceIndex>, now: Instant) -> Vec<PieceIndex> {
+        let held_up = self.looked.replace(now).is_some_and(|at| now.saturating_duration_since(at) > LOOK * 2);
+        let before = std::mem::take(&mut self.since);
+        let since = |piece: &PieceIndex| before.get(piece).copied().filter(|_| !held_up).unwrap_or(now);
+        self.since = awaited.map(|piece| (piece, since(&piece))).collect();
+        let overdue = |at: &Instant| now.saturating_duration_since(*at) >= STRANDED;
+        let overdue: Vec<PieceIndex> =
+            self.since.iter().filter(|(_, at)| overdue(at)).map(|(piece, _)| *piece).collect();
+        for piece in &overdue {
+            self.since.insert(*piece, now);
+        }
+        overdue
+    }
+
+    /// When to look again.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let next = self.looked? + LOOK;
+        (!self.since.is_empty()).then_some(next).filter(|at| *at > now)
+    }
+}
+
 /// What is done for a reader now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -96,21 +131,12 @@ impl Task {
 
     /// Complains where a reader has waited too long for what is offered. Whoever is named after that has as long.
     fn give_up_the_idle(&mut self, now: Instant) {
-        let awaited: BTreeMap<PieceIndex, Instant> = self
-            .waiting()
-            .into_iter()
-            .filter(|waiting| self.availability[waiting.piece.0 as usize] > 0)
-            .map(|waiting| (waiting.piece, self.stranded.get(&waiting.piece).copied().unwrap_or(now)))
-            .collect();
-        self.stranded = awaited;
-        let overdue = |since: &Instant| now.saturating_duration_since(*since) >= STRANDED;
-        let overdue: Vec<PieceIndex> =
-            self.stranded.iter().filter(|(_, since)| overdue(since)).map(|(piece, _)| *piece).collect();
         if !self.may_judge(now) {
             return;
         }
-        for piece in overdue {
-            self.stranded.remove(&piece);
+        let mut awaited: Vec<PieceIndex> = self.waiting().into_iter().map(|waiting| waiting.piece).collect();
+        awaited.retain(|piece| self.availability[piece.0 as usize] > 0);
+        for piece in self.stranded.look(awaited.into_iter(), now) {
             self.complain(piece, now);
         }
     }
