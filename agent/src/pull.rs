@@ -3,6 +3,7 @@
 //! - [`flight`] finds or begins the pull and lets clients read from it;
 //! - [`task`] is its loop: the one owner of a [`darter_swarm::task::Task`], which decides;
 //! - `execute` carries out what the core asks for, one future per action;
+//! - `place` bounds what may be on its way from peers, over all pulls;
 //! - `ahead` decides which layers are started before a client asks for them, `prefetch` does it.
 //!
 //! Not here: HTTP (see `proxy`), bytes on disk (see `store`), what a peer or the registry says (see `source`).
@@ -13,6 +14,7 @@ pub mod task;
 mod ahead;
 mod execute;
 mod origins;
+mod place;
 mod possession;
 mod prefetch;
 

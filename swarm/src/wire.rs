@@ -17,12 +17,23 @@ pub enum Open {
     Call(Call),
     /// A session about a task; both sides send [`SessionFrame`]s until one ends it.
     Session(Offer),
-    /// One piece; the answer is a [`PieceReply`] other than `Queued`, which may precede it, followed by the bytes if it is `Piece`.
+    /// One piece, on a turn that was offered; the answer is a [`PieceReply`] other than `Queued`, which may precede it, followed
+    /// by the bytes if it is `Piece`.
     Piece {
         /// The task.
         task: TaskId,
         /// The piece.
         piece: PieceIndex,
+        /// The turn, from [`TurnReply::Turn`].
+        ticket: u64,
+    },
+    /// A turn to take a piece; the answer is a [`TurnReply`] other than `Queued`, which may precede it. The end of the stream
+    /// leaves the turn to others; whoever uses it keeps the stream open until the piece has come.
+    Ask {
+        /// The task.
+        task: TaskId,
+        /// How many pieces of it the asker holds: who holds the fewest is served first.
+        holds: u32,
     },
 }
 
@@ -82,6 +93,23 @@ pub enum SessionFrame {
     Home(NodeId),
 }
 
+/// The answer to [`Open::Ask`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TurnReply {
+    /// It is the asker's turn: it may take one piece, if it says at once which.
+    Turn {
+        /// Names the turn in [`Open::Piece`].
+        ticket: u64,
+    },
+    /// Too many others wait.
+    Busy,
+    /// The sender has nothing of the task.
+    NotHeld,
+    /// It is not the asker's turn yet. Said now and then until another answer follows, so that waiting in line is not taken
+    /// for silence.
+    Queued,
+}
+
 /// The answer to a piece request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PieceReply {
@@ -92,7 +120,7 @@ pub enum PieceReply {
         /// Bytes that follow.
         length: u32,
     },
-    /// Too many others are being served; ask again, or somebody else.
+    /// The turn is over, or was not the asker's; ask again, or somebody else.
     Busy,
     /// The sender does not have the piece.
     NotHeld,

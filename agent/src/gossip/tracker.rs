@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use darter_swarm::holdings::QUARTERS_ALL;
-use darter_swarm::home::Home;
+use darter_swarm::home::{Home, STALLED};
 use darter_swarm::isolation::Isolation;
 use darter_swarm::membership::{Member, MembershipEvent};
 use darter_swarm::rendezvous;

@@ -10,10 +10,11 @@ use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, TaskId};
 use tokio::sync::mpsc;
 
 use super::flight::Context;
+use super::place::Place;
 use super::task::Event;
 use crate::admin::metrics::PieceOrigin;
 use crate::net::{NetError, Peer, Receiver, Sender};
-use crate::source::peer::{self, PeerError};
+use crate::source::peer::{self, PeerError, Turn};
 use crate::source::registry::{BlobOrigin, OriginError, RangeBody};
 use crate::store::{Blob, Hashed, StoreError};
 
@@ -26,13 +27,32 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress within a piece is told: well below the time after which a lease lapses.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
+/// Waits for a turn at a peer.
+pub(super) async fn ask(context: &Context, task: TaskId, peer: Peer, holds: u32) -> Event {
+    let Some(transport) = &context.transport else {
+        return Event::NoTurn(peer.id, Some(darter_tracker::ErrorKind::Unreachable));
+    };
+    match peer::turn(transport, peer, task, holds).await {
+        Ok(turn) => Event::Turn(peer.id, Box::new(turn)),
+        Err(error) => Event::NoTurn(peer.id, error.kind()),
+    }
+}
+
+/// What a piece is taken with: the turn that its sender has offered, and a place for it here.
+pub(super) struct Taking {
+    pub(super) turn: Turn,
+    pub(super) place: Place,
+}
+
 /// Gets one piece from a peer into the store.
-pub(super) async fn request(context: &Context, blob: &Arc<Blob>, peer: Peer, piece: PieceIndex) -> Event {
+pub(super) async fn take(context: &Context, blob: &Arc<Blob>, peer: Peer, taking: Taking, piece: PieceIndex) -> Event {
+    // Held until the piece is stored, or lost.
+    let Taking { turn, place: _place } = taking;
     let Some(transport) = &context.transport else {
         return Event::PieceFailed(peer.id, piece, Some(darter_tracker::ErrorKind::Unreachable));
     };
     let (task, geometry) = (*blob.task(), *blob.geometry());
-    match peer::piece(transport, &context.keys, peer, task, geometry, piece).await {
+    match peer::piece(transport, &context.keys, peer, turn, task, geometry, piece).await {
         Ok((proof, bytes, way)) => {
             let length = bytes.length();
             // Before they are written: the write that completes the blob ends the pull, and with it this job.

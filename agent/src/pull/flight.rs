@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::place::Places;
 use super::possession::{self, Possession};
 use super::prefetch::{AskedSeat, Prefetch};
 use super::task::{Driver, Event};
@@ -65,6 +66,8 @@ pub struct Context {
 /// The pulls of this node.
 pub struct Flights {
     pub(super) context: Context,
+    /// For pieces on their way from peers.
+    pub(super) places: Arc<Places>,
     flights: Mutex<BTreeMap<TaskId, Arc<Flight>>>,
     beginning: tokio::sync::Mutex<()>,
     /// Blobs whose bytes did not match, with the proofs of those who vouched for them.
@@ -111,6 +114,7 @@ impl Flights {
     pub fn new(context: Context) -> Arc<Self> {
         Arc::new(Self {
             context,
+            places: Places::new(),
             flights: Mutex::default(),
             beginning: tokio::sync::Mutex::default(),
             distrusted: Mutex::default(),

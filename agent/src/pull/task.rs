@@ -30,6 +30,7 @@ use super::origins::Origins;
 use crate::admin::metrics::FallbackReason;
 use crate::gossip::Roster;
 use crate::net::{Receiver, Sender};
+use crate::source::peer::Turn;
 use crate::source::registry::{BlobOrigin, OriginError};
 use crate::store::{Outcome, Progress, StoreError};
 
@@ -96,6 +97,10 @@ pub(super) enum Event {
     Registered(NodeId, Result<RegisterResponse, TrackerError>),
     Pulled(NodeId, Result<PullPieceResponse, TrackerError>),
     Reported(NodeId, Option<RunId>, Result<ReportPieceResponse, TrackerError>),
+    /// A neighbour offers a turn.
+    Turn(NodeId, Box<Turn>),
+    /// It offers none; `None` is busy.
+    NoTurn(NodeId, Option<ErrorKind>),
     Piece(NodeId, PieceIndex),
     PieceFailed(NodeId, PieceIndex, Option<ErrorKind>),
     OriginPiece(RunId, PieceIndex),
@@ -126,8 +131,14 @@ pub(super) struct Driver {
     talks: JoinSet<()>,
     sessions: BTreeMap<(NodeId, SessionId), mpsc::Sender<SessionFrame>>,
     next_session: u64,
+    /// Turns that are waited for.
+    asks: BTreeMap<NodeId, AbortHandle>,
+    /// The turn that is being offered at this moment.
+    offer: Option<(NodeId, execute::Taking)>,
     requests: BTreeMap<(NodeId, PieceIndex), AbortHandle>,
     runs: BTreeMap<RunId, OpenRun>,
+    /// Tells when another pull has given a place for a piece back.
+    freed: watch::Receiver<u64>,
     /// Packets that had come from those who owe an answer, when last looked at.
     received: BTreeMap<NodeId, u64>,
     origins: Origins,
@@ -175,6 +186,7 @@ impl Driver {
         }
         Self {
             core,
+            freed: flights.places.freed(),
             progress: (blob.held().count(), now),
             flights,
             flight,
@@ -184,6 +196,8 @@ impl Driver {
             talks: JoinSet::new(),
             sessions: BTreeMap::new(),
             next_session: 0,
+            asks: BTreeMap::new(),
+            offer: None,
             requests: BTreeMap::new(),
             runs: BTreeMap::new(),
             received: BTreeMap::new(),
@@ -234,6 +248,7 @@ impl Driver {
                     // A deadline that passed while something else was handled is not forgotten.
                     self.core.handle_timeout(Instant::now());
                 }
+                Ok(()) = self.freed.changed(), if self.core.is_starved() => self.core.handle_room(Instant::now()),
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}
                 () = tokio::time::sleep_until(wake.into()) => self.core.handle_timeout(Instant::now()),
@@ -373,6 +388,11 @@ impl Driver {
                 tracing::debug!(task = %self.flight.blob.task(), %home, %error, "a home failed");
                 self.core.handle_home_failed(home, &error, now);
             }
+            Event::Turn(peer, turn) => self.turn(peer, *turn, now),
+            Event::NoTurn(peer, kind) => {
+                self.asks.remove(&peer);
+                self.core.handle_turn_failed(peer, kind, now);
+            }
             Event::Piece(peer, piece) => {
                 self.requests.remove(&(peer, piece));
                 self.core.handle_piece(peer, piece, now);
@@ -495,7 +515,13 @@ impl Driver {
                 }
                 Action::Blame { home, request } => self.blame(home, request),
                 Action::Connect { peer } => self.connect(peer),
-                Action::Request { peer, piece } => self.request(peer, piece),
+                Action::Ask { peer } => self.ask(peer),
+                Action::Decline { peer } => {
+                    if let Some(ask) = self.asks.remove(&peer) {
+                        ask.abort();
+                    }
+                }
+                Action::Take { peer, piece } => self.take(peer, piece),
                 Action::Cancel { peer, piece } => {
                     if let Some(request) = self.requests.remove(&(peer, piece)) {
                         request.abort();
@@ -557,12 +583,37 @@ impl Driver {
         self.spawn(async move { execute::connect(&flights.context, offer, address).await });
     }
 
-    fn request(&mut self, peer: NodeId, piece: PieceIndex) {
+    fn ask(&mut self, peer: NodeId) {
+        let Some(address) = self.context().tracker.peer(peer) else {
+            return self.core.handle_turn_failed(peer, Some(ErrorKind::Unreachable), Instant::now());
+        };
+        let (flights, task, holds) = (self.flights.clone(), *self.flight.blob.task(), self.core.have().count());
+        let job = self.spawn(async move { execute::ask(&flights.context, task, address, holds).await });
+        self.asks.insert(peer, job);
+    }
+
+    /// A neighbour offers a turn: it is used at once, or left to others by dropping it.
+    fn turn(&mut self, peer: NodeId, turn: Turn, now: Instant) {
+        self.asks.remove(&peer);
+        // What was given back before this moment is no news to one who finds no place now.
+        self.freed.borrow_and_update();
+        // The largest piece that it can be.
+        let place = self.flights.places.take(self.core.geometry().piece_size().bytes());
+        let room = place.is_some();
+        self.offer = place.map(|place| (peer, execute::Taking { turn, place }));
+        self.core.handle_turn(peer, room, now);
+        self.perform();
+        self.offer = None;
+    }
+
+    fn take(&mut self, peer: NodeId, piece: PieceIndex) {
+        let Some((_, taking)) = self.offer.take().filter(|(from, _)| *from == peer) else { return };
         let Some(address) = self.context().tracker.peer(peer) else {
             return self.core.handle_piece_failed(peer, piece, Some(ErrorKind::Unreachable), Instant::now());
         };
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
-        let job = self.spawn(async move { execute::request(&flights.context, &flight.blob, address, piece).await });
+        let job =
+            self.spawn(async move { execute::take(&flights.context, &flight.blob, address, taking, piece).await });
         self.requests.insert((peer, piece), job);
     }
 

@@ -1,10 +1,10 @@
 //! Pieces and sessions from another member.
 
 use darter_swarm::identity::{ClusterKeys, verify_piece};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
+use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
 use darter_tracker::{ErrorKind, Geometry, PieceIndex, PieceProof, TaskId};
 
-use crate::net::{NetError, Peer, Receiver, Sender, Transport, Way};
+use crate::net::{NetError, Peer, Receiver, Sender, Stream, Transport, Way};
 use crate::store::Hashed;
 
 /// Why a peer gave no piece.
@@ -41,7 +41,34 @@ impl PeerError {
     }
 }
 
-/// Asks `peer` for one piece and checks it: length, BLAKE3, and a member's signature under that.
+/// A turn that a peer has offered. It is given up when dropped, and to be kept until the piece that is taken on it has come.
+#[derive(Debug)]
+pub struct Turn {
+    ticket: u64,
+    #[expect(dead_code, reason = "held")]
+    stream: Stream,
+}
+
+/// Waits for a turn at `peer`, as one who holds so many pieces of `task`.
+///
+/// # Errors
+/// See [`PeerError`]; [`PeerError::NotHeld`] if it has nothing of the task.
+pub async fn turn(transport: &Transport, peer: Peer, task: TaskId, holds: u32) -> Result<Turn, PeerError> {
+    let mut stream = transport.open(peer).await?;
+    stream.send(&Open::Ask { task, holds }).await?;
+    loop {
+        match stream.receive::<TurnReply>().await? {
+            Some(TurnReply::Turn { ticket }) => return Ok(Turn { ticket, stream }),
+            Some(TurnReply::Busy) => return Err(PeerError::Busy),
+            Some(TurnReply::NotHeld) => return Err(PeerError::NotHeld),
+            // However often: the core judges silence, and nothing is lost by waiting.
+            Some(TurnReply::Queued) => {}
+            None => return Err(PeerError::Wrong("no answer")),
+        }
+    }
+}
+
+/// Takes one piece from `peer` on `turn` and checks it: length, BLAKE3, and a member's signature under that.
 ///
 /// # Errors
 /// See [`PeerError`]; bytes that failed a check are dropped here.
@@ -49,13 +76,14 @@ pub async fn piece(
     transport: &Transport,
     keys: &ClusterKeys,
     peer: Peer,
+    turn: Turn,
     task: TaskId,
     geometry: Geometry,
     piece: PieceIndex,
 ) -> Result<(PieceProof, Hashed, Way), PeerError> {
     let mut stream = transport.open_bulk(peer).await?;
     let way = stream.way();
-    stream.send(&Open::Piece { task, piece }).await?;
+    stream.send(&Open::Piece { task, piece, ticket: turn.ticket }).await?;
     stream.finish();
     let expected = geometry.piece_length(piece);
     let proof = loop {
@@ -72,7 +100,7 @@ pub async fn piece(
     verify_piece(keys, &task, &geometry, piece, &proof).map_err(|_| PeerError::Wrong("nobody vouches for it"))?;
     let bytes = stream.receive_bytes(expected as usize).await?;
     // Lets the other side know at once that all of it has come.
-    drop(stream);
+    drop((stream, turn));
     // The store compares the digests again, in the one place that may let bytes in; here it tells who is to blame.
     let bytes = Hashed::of(bytes).await.map_err(|_| NetError::Closed)?;
     if bytes.digest() != proof.digest {

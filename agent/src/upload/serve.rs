@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use darter_swarm::upload::{ACTIVE_TOTAL, Admission, Ticket, Uploads};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
+use darter_swarm::upload::{ACTIVE, OFFER_MAX, Step, Ticket, Uploads};
+use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
 use darter_tracker::{NodeId, PieceIndex, TaskId};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -16,10 +16,10 @@ use crate::admin::metrics::Metrics;
 use crate::gossip::tracker::HomeHandle;
 use crate::net::{Incoming, NetError, Stream, Transport};
 use crate::pull::Flights;
-use crate::store::{Outcome, Store, StoreError};
+use crate::store::{Blob, Outcome, Store, StoreError};
 
 /// Streams that are served at a time; further ones wait in the transport. A stream costs some kilobytes, and the bytes
-/// of pieces are bounded by [`ACTIVE_TOTAL`] and [`LINGERING_MAX`].
+/// of pieces are bounded by [`ACTIVE`] and [`LINGERING_MAX`].
 const STREAMS_MAX: usize = 4096;
 
 /// A stream that has not said what it wants by then is dropped.
@@ -29,14 +29,14 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a peer that waits for its turn is told so: well below the time after which it takes this node for silent.
-const QUEUED_EVERY: Duration = Duration::from_millis(100);
+const QUEUED_EVERY: Duration = Duration::from_millis(300);
 
 /// A peer from which nothing has come for this long, not even acknowledgements, takes no bytes: its upload goes on, and others
 /// get its slot. Two that die would else keep everybody else from what only this node has until their connections end.
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// Uploads to silent peers that go on beside those that have slots: with them they bound the bytes of pieces in memory.
-const LINGERING_MAX: usize = 4 * ACTIVE_TOTAL;
+const LINGERING_MAX: usize = 4 * ACTIVE;
 
 /// How often that is looked at.
 const PULSE: Duration = Duration::from_millis(100);
@@ -61,26 +61,87 @@ pub struct Uploader {
 #[derive(Default)]
 struct Desk {
     uploads: Uploads,
-    waiting: BTreeMap<Ticket, oneshot::Sender<()>>,
+    requests: BTreeMap<Ticket, Request>,
     /// Pieces given so far, per task and peer.
     shares: BTreeMap<(TaskId, NodeId), u32>,
 }
 
-/// A slot for one upload, given up when dropped.
+/// Somebody who waits in line, was offered a turn, or is being served.
+struct Request {
+    peer: NodeId,
+    task: TaskId,
+    /// Tells that its turn has come.
+    offer: Option<oneshot::Sender<()>>,
+    /// Tells that what it has said is to be served, and who waits for that.
+    serve: Option<oneshot::Sender<()>>,
+    served: Option<oneshot::Receiver<()>>,
+    /// Whether it has said which piece: then the turn is no longer that of the stream on which it was offered.
+    taken: bool,
+}
+
+impl Desk {
+    /// A peer wants a turn; tells when it has come. `None` is "busy".
+    fn line_up(&mut self, peer: NodeId, task: TaskId, holds: u32) -> Option<(Ticket, oneshot::Receiver<()>)> {
+        if self.shares.len() >= SHARES_MAX {
+            self.shares.clear();
+        }
+        // Who claims to hold little is believed as far as it has got little from here.
+        let given = self.shares.get(&(task, peer)).copied().unwrap_or(0);
+        let (ticket, steps) = self.uploads.request(task, peer, holds.max(given))?;
+        let ((offer, offered), (serve, served)) = (oneshot::channel(), oneshot::channel());
+        let request =
+            Request { peer, task, offer: Some(offer), serve: Some(serve), served: Some(served), taken: false };
+        self.requests.insert(ticket, request);
+        self.go_on(steps);
+        Some((ticket, offered))
+    }
+
+    /// A peer uses a turn; tells when it is to be served. `None` if it is not its turn.
+    fn take(&mut self, ticket: Ticket, peer: NodeId, task: TaskId) -> Option<oneshot::Receiver<()>> {
+        let own = |request: &&mut Request| request.peer == peer && request.task == task && request.offer.is_none();
+        let served = self.requests.get_mut(&ticket).filter(own)?.served.take()?;
+        let request = self.requests.get_mut(&ticket)?;
+        request.taken = true;
+        let share = self.shares.entry((task, peer)).or_default();
+        *share = share.saturating_add(1);
+        let steps = self.uploads.take(ticket);
+        self.go_on(steps);
+        Some(served)
+    }
+
+    fn finish(&mut self, ticket: Ticket) {
+        self.requests.remove(&ticket);
+        let steps = self.uploads.finish(ticket);
+        self.go_on(steps);
+    }
+
+    /// Tells those whom it concerns. One that went away meanwhile gives its turn up by itself.
+    fn go_on(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            let (Step::Offer(ticket) | Step::Serve(ticket)) = step;
+            let Some(request) = self.requests.get_mut(&ticket) else { continue };
+            let told = if matches!(step, Step::Offer(_)) { request.offer.take() } else { request.serve.take() };
+            if let Some(told) = told {
+                let _ = told.send(());
+            }
+        }
+    }
+}
+
+/// A place in line or a slot for one upload, given up when dropped.
 struct Slot {
     uploader: Arc<Uploader>,
     ticket: Ticket,
+    /// Whether the peer has said which piece it wants.
+    taken: bool,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.uploader.desk(|desk| {
-            desk.waiting.remove(&self.ticket);
-            for next in desk.uploads.finish(self.ticket) {
-                if let Some(turn) = desk.waiting.remove(&next) {
-                    // One that went away meanwhile gives its slot up by itself.
-                    let _ = turn.send(());
-                }
+            // Once the piece was named, the turn belongs to whoever serves it.
+            if desk.requests.get(&self.ticket).is_some_and(|request| request.taken == self.taken) {
+                desk.finish(self.ticket);
             }
         });
     }
@@ -142,8 +203,9 @@ impl Uploader {
                 Ok(())
             }
             Some(Open::Session(offer)) => self.session(peer, offer, stream).await,
-            Some(Open::Piece { task, piece }) => {
-                let upload = self.clone().piece(peer, task, piece, stream, transport);
+            Some(Open::Ask { task, holds }) => self.turn(peer, task, holds, stream).await,
+            Some(Open::Piece { task, piece, ticket }) => {
+                let upload = self.clone().piece(peer, task, piece, Ticket(ticket), stream, transport);
                 // A timeout drops the stream, which tells the other side.
                 tokio::time::timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(Ok(()))
             }
@@ -182,10 +244,11 @@ impl Uploader {
         peer: NodeId,
         task: TaskId,
         piece: PieceIndex,
+        ticket: Ticket,
         mut stream: Stream,
         transport: &Transport,
     ) -> Result<(), NetError> {
-        let Some(slot) = self.slot(peer, task, &mut stream).await? else {
+        let Some(slot) = self.slot(peer, task, ticket, &mut stream).await? else {
             stream.send(&PieceReply::Busy).await?;
             stream.finish();
             return Ok(());
@@ -223,31 +286,56 @@ impl Uploader {
         Ok(())
     }
 
-    /// Waits for a turn and tells the peer so; `None` is "busy".
-    async fn slot(self: &Arc<Self>, peer: NodeId, task: TaskId, stream: &mut Stream) -> Result<Option<Slot>, NetError> {
-        let admitted = self.desk(|desk| {
-            if desk.shares.len() >= SHARES_MAX {
-                desk.shares.clear();
+    /// Lets a peer wait for its turn, and offers that when it has come. Ends when the peer has used it or wants none.
+    async fn turn(self: Arc<Self>, peer: NodeId, task: TaskId, holds: u32, mut stream: Stream) -> Result<(), NetError> {
+        let held = |blob: Arc<Blob>| matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete);
+        let lined_up = if self.store.find(&task).is_some_and(held) {
+            self.desk(|desk| desk.line_up(peer, task, holds)).ok_or(TurnReply::Busy)
+        } else {
+            Err(TurnReply::NotHeld)
+        };
+        let (ticket, mut offered) = match lined_up {
+            Ok(lined_up) => lined_up,
+            Err(reply) => {
+                stream.send(&reply).await?;
+                stream.finish();
+                return Ok(());
             }
-            let given = desk.shares.get(&(task, peer)).copied().unwrap_or(0);
-            let (ticket, turn) = match desk.uploads.request(task, peer, given) {
-                // Who is turned away has got nothing, and is no less in need.
-                Admission::Busy => return None,
-                Admission::Serve(ticket) => (ticket, None),
-                Admission::Queued(ticket) => {
-                    let (turn, wait) = oneshot::channel();
-                    desk.waiting.insert(ticket, turn);
-                    (ticket, Some(wait))
-                }
-            };
-            desk.shares.insert((task, peer), given.saturating_add(1));
-            Some((ticket, turn))
-        });
-        let Some((ticket, turn)) = admitted else { return Ok(None) };
-        let slot = Slot { uploader: self.clone(), ticket };
-        let Some(mut turn) = turn else { return Ok(Some(slot)) };
+        };
+        let _slot = Slot { uploader: self.clone(), ticket, taken: false };
+        let (mut sender, mut receiver) = stream.split();
+        // A peer says nothing more on this stream, but ends it.
+        let mut gone = std::pin::pin!(receiver.receive::<TurnReply>());
         loop {
-            match tokio::time::timeout(QUEUED_EVERY, &mut turn).await {
+            tokio::select! {
+                turn = &mut offered => {
+                    if turn.is_err() {
+                        return Ok(());
+                    }
+                    break;
+                }
+                _ = &mut gone => return Ok(()),
+                () = tokio::time::sleep(QUEUED_EVERY) => sender.send(&TurnReply::Queued).await?,
+            }
+        }
+        sender.send(&TurnReply::Turn { ticket: ticket.0 }).await?;
+        // Nobody waits for one who does not say what it wants.
+        let _ = tokio::time::timeout(OFFER_MAX, gone).await;
+        Ok(())
+    }
+
+    /// Waits until what a peer takes on its turn is to be served, and tells it so; `None` if it was not its turn.
+    async fn slot(
+        self: &Arc<Self>,
+        peer: NodeId,
+        task: TaskId,
+        ticket: Ticket,
+        stream: &mut Stream,
+    ) -> Result<Option<Slot>, NetError> {
+        let Some(mut served) = self.desk(|desk| desk.take(ticket, peer, task)) else { return Ok(None) };
+        let slot = Slot { uploader: self.clone(), ticket, taken: true };
+        loop {
+            match tokio::time::timeout(QUEUED_EVERY, &mut served).await {
                 Ok(granted) => return Ok(granted.ok().map(|()| slot)),
                 Err(_) => stream.send(&PieceReply::Queued).await?,
             }

@@ -15,7 +15,7 @@ use darter_agent::net::{Incoming, Mode, NetError, Peer, Transport};
 use darter_agent::store::{self, Store};
 use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame};
+use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
 use darter_tracker::{
     Added, Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
     RegisterRequest, Role, ServiceDownRequest, TaskId, Tracker as _,
@@ -191,7 +191,12 @@ impl Liar {
                 sender.send(&SessionFrame::Offer(ours)).await?;
                 while receiver.receive::<SessionFrame>().await?.is_some_and(|frame| frame != SessionFrame::Finished) {}
             }
-            Some(Open::Piece { task, piece }) => {
+            Some(Open::Ask { .. }) => {
+                // It is everybody's turn at once.
+                stream.send(&TurnReply::Turn { ticket: 0 }).await?;
+                stream.receive::<TurnReply>().await?;
+            }
+            Some(Open::Piece { task, piece, .. }) => {
                 self.asked.lock().unwrap().entry(remote).or_default().push(piece);
                 let start = self.geometry.offset(piece);
                 let length = self.geometry.piece_length(piece);

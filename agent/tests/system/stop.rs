@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use darter_agent::demo::registry;
-use darter_swarm::wire::{Open, PieceReply};
+use darter_swarm::wire::{Open, PieceReply, TurnReply};
 use darter_tracker::{PieceIndex, PullPieceResponse, TaskId};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
@@ -46,8 +46,13 @@ async fn stopped_while_giving(reads: bool) {
 
     let reader = Member::join(&stage, 0).await;
     let giver = reader.at(stage.agent(0).addresses().peer);
+    let task = TaskId::blob(blob.digest());
+    let mut line = reader.transport.open(giver).await.unwrap();
+    line.send(&Open::Ask { task, holds: 0 }).await.unwrap();
+    let turn = tokio::time::timeout(wait::PATIENCE, line.receive::<TurnReply>()).await.expect("an answer");
+    let Ok(Some(TurnReply::Turn { ticket })) = turn else { panic!("{turn:?}") };
     let mut stream = reader.transport.open(giver).await.unwrap();
-    stream.send(&Open::Piece { task: TaskId::blob(blob.digest()), piece: PieceIndex(0) }).await.unwrap();
+    stream.send(&Open::Piece { task, piece: PieceIndex(0), ticket }).await.unwrap();
     stream.finish();
     let reply = tokio::time::timeout(wait::PATIENCE, stream.receive::<PieceReply>()).await.expect("an answer");
     let Ok(Some(PieceReply::Piece { length, .. })) = reply else { panic!("{reply:?}") };

@@ -40,10 +40,10 @@ impl Driver {
     pub(super) fn judge(&self, event: &Event) {
         let tracker = &self.context().tracker;
         match event {
-            Event::Unreachable(peer) | Event::PieceFailed(peer, _, Some(ErrorKind::Unreachable)) => {
-                tracker.member_failed(*peer)
-            }
-            Event::Session(_) | Event::Connected(_) | Event::Piece(..) => tracker.member_answered(),
+            Event::Unreachable(peer)
+            | Event::NoTurn(peer, Some(ErrorKind::Unreachable))
+            | Event::PieceFailed(peer, _, Some(ErrorKind::Unreachable)) => tracker.member_failed(*peer),
+            Event::Session(_) | Event::Connected(_) | Event::Turn(..) | Event::Piece(..) => tracker.member_answered(),
             _ => {}
         }
     }
