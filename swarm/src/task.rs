@@ -38,8 +38,9 @@ use self::neighbour::Neighbour;
 use self::origin::Origin;
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
-/// cost a thousand per GiB and neighbour, and availability that is 10 ms old does no harm.
-const HAVE_BATCH: Duration = Duration::from_millis(10);
+/// cost a thousand per GiB and neighbour. At a gigabit per second a piece takes 2 ms, and news that is as old as some pieces
+/// costs time (simulated with 100 nodes: 10 ms cost 2 %, 30 ms 13 %).
+const HAVE_BATCH: Duration = Duration::from_millis(5);
 
 /// A wake-up that comes this much too late means that this node is starved of CPU, so nobody else's silence is judged
 /// for [`GRACE`].
@@ -549,8 +550,15 @@ impl Task {
         if due || self.is_complete() && !self.untold.is_empty() {
             self.untold_since = None;
             self.untold.sort_unstable();
+            // Who has told that it holds them does not need to know.
+            let lacks =
+                |neighbour: &Neighbour| neighbour.is_up() && self.untold.iter().any(|piece| !neighbour.has(*piece));
+            let peers: Vec<NodeId> =
+                self.neighbours.iter().filter(|(_, neighbour)| lacks(neighbour)).map(|(peer, _)| *peer).collect();
             let pieces = PieceRange::gather(self.untold.drain(..));
-            self.actions.push_back(Action::Have { pieces });
+            if !peers.is_empty() {
+                self.actions.push_back(Action::Have { peers, pieces });
+            }
         }
     }
 

@@ -528,9 +528,9 @@ impl Driver {
                     }
                 }
                 // A neighbour that does not read its news is cut off rather than waited for.
-                Action::Have { pieces } => {
-                    self.sessions.retain(|_, news| news.try_send(SessionFrame::Have(pieces.clone())).is_ok());
-                }
+                Action::Have { peers, pieces } => self.sessions.retain(|(peer, _), news| {
+                    !peers.contains(peer) || news.try_send(SessionFrame::Have(pieces.clone())).is_ok()
+                }),
                 Action::Fetch { run, pieces } => self.fetch(run, pieces),
                 Action::ReadOn { run } => {
                     if let Some(open) = self.runs.get(&run) {

@@ -41,8 +41,8 @@ pub enum Event {
     MeetingFailed(NodeNumber, Layer, NodeNumber, u64),
     /// The connection with another node is dead.
     Parted(NodeNumber, NodeNumber),
-    /// What a node holds more has come to all its neighbours.
-    Have(NodeNumber, Layer, Rc<[PieceRange]>),
+    /// What a node holds more has come to neighbours.
+    Have(NodeNumber, Layer, Rc<[NodeNumber]>, Rc<[PieceRange]>),
     /// The same, to one of them, later.
     HaveLate(NodeNumber, NodeNumber, Layer, Rc<[PieceRange]>),
     /// A neighbour has another home.

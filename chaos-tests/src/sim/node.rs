@@ -230,17 +230,15 @@ impl World {
         }
     }
 
-    pub(super) fn have(&mut self, from: NodeNumber, layer: Layer, pieces: &Rc<[PieceRange]>) {
-        let Some(pull) = self.nodes[from as usize].pulls.get(layer as usize) else { return };
-        let peers: Vec<NodeNumber> = pull.sessions.iter().copied().collect();
+    pub(super) fn have(&mut self, from: NodeNumber, layer: Layer, peers: &[NodeNumber], pieces: &Rc<[PieceRange]>) {
         for peer in peers {
             if self.scenario.loss > 0.0 && self.rng.random_bool(self.scenario.loss) {
                 let delay = self.delay();
-                self.after(delay, Event::HaveLate(peer, from, layer, pieces.clone()));
-            } else if self.shows_life(peer) {
-                self.have_one(peer, from, layer, pieces);
-            } else if self.nodes[peer as usize].frozen.is_some() {
-                self.after(0, Event::HaveLate(peer, from, layer, pieces.clone()));
+                self.after(delay, Event::HaveLate(*peer, from, layer, pieces.clone()));
+            } else if self.shows_life(*peer) {
+                self.have_one(*peer, from, layer, pieces);
+            } else if self.nodes[*peer as usize].frozen.is_some() {
+                self.after(0, Event::HaveLate(*peer, from, layer, pieces.clone()));
             }
         }
     }
@@ -345,11 +343,13 @@ impl World {
                 self.leave_place(node, layer, plan::number(peer), piece);
                 self.send(0, Event::Unasked(plan::number(peer), node, layer, piece));
             }
-            Action::Have { pieces } => {
-                let peers = self.pull(node, layer).sessions.len() as u64;
-                self.tally.control_bytes += peers * (bytes_of(&pieces) + super::world::PACKET_BYTES);
+            Action::Have { peers, pieces } => {
+                let sessions = &self.pull(node, layer).sessions;
+                let peers: Vec<NodeNumber> =
+                    peers.into_iter().map(plan::number).filter(|peer| sessions.contains(peer)).collect();
+                self.tally.control_bytes += peers.len() as u64 * (bytes_of(&pieces) + super::world::PACKET_BYTES);
                 let latency = self.scenario.latency.as_nanos() as Nanos;
-                self.after(latency, Event::Have(node, layer, pieces.into()));
+                self.after(latency, Event::Have(node, layer, peers.into(), pieces.into()));
             }
             Action::Fetch { run, pieces } => {
                 self.pull(node, layer)

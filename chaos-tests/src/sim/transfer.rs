@@ -95,7 +95,8 @@ impl World {
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
         self.nodes[node as usize].intake.release(bytes);
         let now = self.instant();
-        for layer in 0..self.layers.len() as Layer {
+        let layers = self.layers.len() as Layer;
+        for layer in 0..layers {
             if self.pull(node, layer).task.is_starved() {
                 self.with(node, layer, |task| task.handle_room(now));
             }

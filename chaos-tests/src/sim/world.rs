@@ -303,7 +303,7 @@ impl World {
             Event::ChunkLeft(place) => self.chunk_left(place),
             Event::Kill(node) => self.kill(node),
             Event::Freeze(node, frozen) => self.freeze(node, frozen),
-            Event::Have(from, layer, pieces) => self.have(from, layer, &pieces),
+            Event::Have(from, layer, peers, pieces) => self.have(from, layer, &peers, &pieces),
             event => self.happen_to_node(event),
         }
     }

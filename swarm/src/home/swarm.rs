@@ -41,7 +41,7 @@ const SPREADING: Duration = Duration::from_secs(1);
 /// and told what he is fetching.
 const SETTLE: Duration = Duration::from_secs(1);
 
-const RETRY_BASE: Duration = Duration::from_millis(100);
+const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
 
 /// One task.

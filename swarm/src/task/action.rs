@@ -75,8 +75,10 @@ pub enum Action {
         /// For what.
         piece: PieceIndex,
     },
-    /// Tell every neighbour that these pieces are held; no answer.
+    /// Tell neighbours that these pieces are held; no answer.
     Have {
+        /// Whom.
+        peers: Vec<NodeId>,
         /// Which.
         pieces: Vec<PieceRange>,
     },

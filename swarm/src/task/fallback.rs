@@ -143,8 +143,12 @@ impl Task {
 
     /// Gives up everybody who offers a piece and has not given it: what they offer counts again when the home names them.
     fn complain(&mut self, piece: PieceIndex, now: Instant) {
+        // Not those who have got it just now.
+        let idle = |neighbour: &Neighbour| {
+            neighbour.has(piece) && neighbour.asked_since().is_some_and(|since| now >= since + STRANDED / 5)
+        };
         let offering: Vec<NodeId> =
-            self.neighbours.iter().filter(|(_, neighbour)| neighbour.has(piece)).map(|(peer, _)| *peer).collect();
+            self.neighbours.iter().filter(|(_, neighbour)| idle(neighbour)).map(|(peer, _)| *peer).collect();
         for peer in offering {
             let Some(neighbour) = self.neighbours.get_mut(&peer) else { continue };
             if neighbour.fail_turn(Some(ErrorKind::Unreachable), now, &mut self.rng) {

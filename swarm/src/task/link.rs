@@ -62,6 +62,8 @@ pub(super) struct Link {
     /// When something last came from the present home, if that was noticed.
     heard: Option<Instant>,
     next_pull: Instant,
+    /// When the last PullPiece went out, or the pull began.
+    pulled_at: Instant,
     /// Arrived and not reported yet.
     unreported: Vec<PieceIndex>,
     report_due: bool,
@@ -104,6 +106,7 @@ impl Link {
             report_sent: None,
             heard: None,
             next_pull: now,
+            pulled_at: now,
             unreported: Vec::new(),
             report_due: false,
             silent_since: None,
@@ -349,10 +352,15 @@ impl Task {
     }
 
     fn pull(&mut self, home: NodeId, now: Instant) {
-        if self.link.pull_sent.is_some() || now < self.link.next_pull || self.is_complete() {
+        if self.link.pull_sent.is_some() || self.is_complete() {
             return;
         }
+        // What a reader needs at once does not wait for the next turn to ask.
         let urgent = self.urgent(now);
+        let due = if urgent.is_some() { self.link.pulled_at + PULL_INTERVAL } else { self.link.next_pull };
+        if now < due {
+            return;
+        }
         let wanted = self.wanted();
         let mut unoffered = wanted.clone().into_owned();
         for neighbour in self.neighbours.values().filter(|neighbour| !neighbour.paused(now)) {
@@ -367,7 +375,7 @@ impl Task {
         }
         let mut lacking = if fed { Vec::new() } else { PieceRange::gather(unoffered.iter()) };
         lacking.truncate(PullPieceRequest::LACKING_MAX);
-        self.link.pull_sent = Some(now);
+        (self.link.pull_sent, self.link.pulled_at) = (Some(now), now);
         let request = PullPieceRequest {
             task: self.id,
             have: Some(self.have.clone()).filter(|have| !have.is_empty()),

@@ -186,6 +186,11 @@ impl Neighbour {
         self.in_line.is_none() && self.requests.is_empty()
     }
 
+    /// Since when it owes a turn or a piece.
+    pub(super) fn asked_since(&self) -> Option<Instant> {
+        self.requests.values().map(|request| request.since).chain(self.in_line).min()
+    }
+
     /// Notes that it is asked for a turn; returns when its silence is to be judged.
     pub(super) fn line_up(&mut self, now: Instant) -> Instant {
         self.in_line = Some(now);

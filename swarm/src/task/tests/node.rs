@@ -401,8 +401,11 @@ impl Net {
                 }
             }
             Action::Cancel { peer, piece } => self.leave_place(node, self.index(peer), piece),
-            Action::Have { pieces } => {
-                for other in self.nodes[node].sessions.clone() {
+            Action::Have { peers, pieces } => {
+                let peers: Vec<usize> = peers.into_iter().map(|peer| self.index(peer)).collect();
+                for other in
+                    peers.into_iter().filter(|peer| self.nodes[node].sessions.contains(peer)).collect::<Vec<_>>()
+                {
                     if !(self.loses_news && self.rng.random::<bool>()) {
                         self.push(WIRE, other, Event::Have(node, pieces.clone()));
                     }
