@@ -272,7 +272,7 @@ impl Task {
             self.forget_offers(peer);
         }
         if self.know(peer, now) {
-            self.note_offers(peer, has.iter());
+            self.note_offers(peer, has.iter(), now);
             if let Some(neighbour) = self.neighbours.get_mut(&peer) {
                 neighbour.up();
             }
@@ -284,7 +284,7 @@ impl Task {
     pub fn handle_have(&mut self, peer: NodeId, pieces: &[PieceRange], now: Instant) {
         let existing: Vec<PieceRange> = pieces.iter().filter_map(|run| self.existing(*run)).collect();
         let total = self.geometry.pieces() as usize;
-        self.note_offers(peer, existing.into_iter().flat_map(PieceRange::iter).take(total));
+        self.note_offers(peer, existing.into_iter().flat_map(PieceRange::iter).take(total), now);
         // By far the most common event: all that can follow is that this neighbour is asked, or that what was fetched counts as
         // passed on.
         if self.origin.waits_to_pass_on() {
@@ -301,13 +301,16 @@ impl Task {
         }
     }
 
-    /// The homes of neighbours that are not this node's. Whoever knows the ranks tells with [`Self::handle_rival`] if one of
-    /// them comes before the present one.
+    /// The homes of neighbours that are not this node's, but for those that do not answer it. Whoever knows the ranks tells with
+    /// [`Self::handle_rival`] if one of them comes before the present one.
     #[must_use]
-    pub fn other_homes(&self) -> BTreeSet<NodeId> {
+    pub fn other_homes(&self, now: Instant) -> BTreeSet<NodeId> {
         let ours = self.registered_home();
         let connected = self.neighbours.values().filter(|neighbour| neighbour.is_up());
-        connected.filter_map(|neighbour| neighbour.home).filter(|home| ours.is_some_and(|ours| ours != *home)).collect()
+        connected
+            .filter_map(|neighbour| neighbour.home)
+            .filter(|home| ours.is_some_and(|ours| ours != *home) && !self.link.put_off(*home, now))
+            .collect()
     }
 
     /// The session with a neighbour ended, or could not be begun. `serving` tells that it still gives what it offered.
@@ -578,7 +581,7 @@ impl Task {
     fn meet_sources(&mut self, sources: &[PieceSource], now: Instant) {
         for source in sources {
             self.meet(&[source.node], now);
-            self.note_offers(source.node, self.existing(source.pieces).into_iter().flat_map(PieceRange::iter));
+            self.note_offers(source.node, self.existing(source.pieces).into_iter().flat_map(PieceRange::iter), now);
         }
     }
 
@@ -602,10 +605,10 @@ impl Task {
         (count > 0).then_some(PieceRange { first: run.first, count })
     }
 
-    fn note_offers(&mut self, peer: NodeId, pieces: impl Iterator<Item = PieceIndex>) {
+    fn note_offers(&mut self, peer: NodeId, pieces: impl Iterator<Item = PieceIndex>, now: Instant) {
         let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
         for piece in pieces {
-            if neighbour.offer(piece) {
+            if neighbour.offer(piece, now) {
                 self.availability[piece.0 as usize] += 1;
             }
         }

@@ -10,7 +10,7 @@ use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, TaskId};
 use tokio::sync::mpsc;
 
 use super::flight::Context;
-use super::place::Place;
+use super::place::{Place, Places};
 use super::task::Event;
 use crate::admin::metrics::PieceOrigin;
 use crate::net::{NetError, Peer, Receiver, Sender};
@@ -27,13 +27,20 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress within a piece is told: well below the time after which a lease lapses.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Waits for a turn at a peer.
-pub(super) async fn ask(context: &Context, task: TaskId, peer: Peer, holds: u32) -> Event {
+/// Waits for a turn at a peer, and for a place for what it brings.
+pub(super) async fn ask(
+    context: &Context,
+    places: &Arc<Places>,
+    (task, geometry): (TaskId, Geometry),
+    peer: Peer,
+    holds: u32,
+) -> Event {
     let Some(transport) = &context.transport else {
         return Event::NoTurn(peer.id, Some(darter_tracker::ErrorKind::Unreachable));
     };
     match peer::turn(transport, peer, task, holds).await {
-        Ok(turn) => Event::Turn(peer.id, Box::new(turn)),
+        // The largest piece that it can be.
+        Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes()).await),
         Err(error) => Event::NoTurn(peer.id, error.kind()),
     }
 }

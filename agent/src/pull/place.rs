@@ -1,16 +1,24 @@
 //! The places that pieces from peers need while they are on their way here, shared by all pulls.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use darter_swarm::intake::Intake;
-use tokio::sync::watch;
+use darter_swarm::intake::{HELD_FOR, Intake, Verdict};
+use tokio::sync::{oneshot, watch};
 
 /// All places of this node.
 #[derive(Debug)]
 pub(crate) struct Places {
-    intake: Mutex<Intake>,
-    /// Counts the places that were given back.
+    desk: Mutex<Desk>,
+    /// Counts the places that were given back and that nobody waited for.
     freed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Desk {
+    intake: Intake<u64>,
+    held: BTreeMap<u64, oneshot::Sender<Place>>,
+    made: u64,
 }
 
 /// One place, given back when dropped.
@@ -23,42 +31,113 @@ pub(crate) struct Place {
 impl Places {
     /// All of them, free.
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { intake: Mutex::default(), freed: watch::Sender::new(0) })
+        Arc::new(Self { desk: Mutex::default(), freed: watch::Sender::new(0) })
     }
 
-    /// A place for a piece of at most so many bytes, if there is one.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u32) -> Option<Place> {
-        let admitted = self.intake.lock().unwrap_or_else(PoisonError::into_inner).admit(bytes);
-        admitted.then(|| Place { places: self.clone(), bytes })
+    /// A place for a piece of at most so many bytes, if there is one now or soon.
+    pub(crate) async fn take(self: &Arc<Self>, bytes: u32) -> Option<Place> {
+        let (number, mut place) = {
+            let mut desk = self.desk();
+            desk.made += 1;
+            let number = desk.made;
+            match desk.intake.offer(number, bytes) {
+                Verdict::Take => return Some(Place { places: self.clone(), bytes }),
+                Verdict::Decline => return None,
+                Verdict::Hold => {}
+            }
+            let (give, place) = oneshot::channel();
+            desk.held.insert(number, give);
+            (number, place)
+        };
+        let _held = Held { places: self, number };
+        match tokio::time::timeout(HELD_FOR, &mut place).await {
+            Ok(place) => place.ok(),
+            // It may have come at this moment.
+            Err(_) => place.try_recv().ok(),
+        }
     }
 
-    /// Changes whenever a place is given back.
+    /// Changes whenever a place is given back that nobody waits for.
     pub(crate) fn freed(&self) -> watch::Receiver<u64> {
         self.freed.subscribe()
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.intake.lock().unwrap_or_else(PoisonError::into_inner).release(self.bytes);
-        self.places.freed.send_modify(|freed| *freed += 1);
+        let next = {
+            let mut desk = self.places.desk();
+            desk.intake.release(self.bytes).map(|number| desk.held.remove(&number))
+        };
+        match next {
+            Some(give) => {
+                let place = Self { places: self.places.clone(), bytes: self.bytes };
+                // One that went away meanwhile drops it, and the next has it.
+                match give {
+                    Some(give) => drop(give.send(place)),
+                    None => drop(place),
+                }
+            }
+            None => self.places.freed.send_modify(|freed| *freed += 1),
+        }
+    }
+}
+
+/// A turn that waits for a place; it does so no longer when this is dropped.
+struct Held<'a> {
+    places: &'a Places,
+    number: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut desk = self.places.desk();
+        desk.intake.forget(&self.number);
+        desk.held.remove(&self.number);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use darter_swarm::intake::PIECES_MAX;
+    use darter_swarm::intake::{HELD_MAX, PIECES_MAX};
 
-    #[test]
-    fn a_place_is_free_again_when_it_is_dropped_and_others_hear_of_it() {
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_has_the_place_that_is_given_back() {
         let places = Places::new();
-        let freed = places.freed();
-        let mut taken: Vec<Place> = std::iter::from_fn(|| places.take(1)).collect();
-        assert_eq!(taken.len(), PIECES_MAX);
-        assert!(!freed.has_changed().unwrap());
+        let mut freed = places.freed();
+        let mut taken = Vec::new();
+        for _ in 0..PIECES_MAX {
+            taken.push(places.take(1).await.unwrap());
+        }
+        let waiting: Vec<_> = (0..HELD_MAX)
+            .map(|_| {
+                let places = places.clone();
+                tokio::spawn(async move { places.take(1).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(places.take(1).await.is_none(), "the next is turned away at once");
         taken.pop();
+        let mut waiting = waiting.into_iter();
+        taken.push(waiting.next().unwrap().await.unwrap().expect("it has the place"));
+        assert!(!freed.has_changed().unwrap(), "there is none for others");
+        assert!(places.take(1).await.is_none(), "nor after a while");
+        // One that gives up while it waits takes no place with it.
+        let places_of = places.clone();
+        let gone = tokio::spawn(async move { places_of.take(1).await });
+        tokio::task::yield_now().await;
+        gone.abort();
+        let _ = gone.await;
+        taken.clear();
         assert!(freed.has_changed().unwrap());
-        assert!(places.take(1).is_some());
+        freed.mark_unchanged();
+        for _ in 0..PIECES_MAX {
+            taken.push(places.take(1).await.unwrap());
+        }
     }
 }

@@ -27,6 +27,7 @@ use super::PullError;
 use super::execute;
 use super::flight::{Context, Flight, Flights};
 use super::origins::Origins;
+use super::place::Place;
 use crate::admin::metrics::FallbackReason;
 use crate::gossip::Roster;
 use crate::net::{Receiver, Sender};
@@ -97,8 +98,8 @@ pub(super) enum Event {
     Registered(NodeId, Result<RegisterResponse, TrackerError>),
     Pulled(NodeId, Result<PullPieceResponse, TrackerError>),
     Reported(NodeId, Option<RunId>, Result<ReportPieceResponse, TrackerError>),
-    /// A neighbour offers a turn.
-    Turn(NodeId, Box<Turn>),
+    /// A neighbour offers a turn, and there is a place for what it brings or not.
+    Turn(NodeId, Box<Turn>, Option<Place>),
     /// It offers none; `None` is busy.
     NoTurn(NodeId, Option<ErrorKind>),
     Piece(NodeId, PieceIndex),
@@ -388,7 +389,7 @@ impl Driver {
                 tracing::debug!(task = %self.flight.blob.task(), %home, %error, "a home failed");
                 self.core.handle_home_failed(home, &error, now);
             }
-            Event::Turn(peer, turn) => self.turn(peer, *turn, now),
+            Event::Turn(peer, turn, place) => self.turn(peer, *turn, place, now),
             Event::NoTurn(peer, kind) => {
                 self.asks.remove(&peer);
                 self.core.handle_turn_failed(peer, kind, now);
@@ -587,18 +588,16 @@ impl Driver {
         let Some(address) = self.context().tracker.peer(peer) else {
             return self.core.handle_turn_failed(peer, Some(ErrorKind::Unreachable), Instant::now());
         };
-        let (flights, task, holds) = (self.flights.clone(), *self.flight.blob.task(), self.core.have().count());
-        let job = self.spawn(async move { execute::ask(&flights.context, task, address, holds).await });
+        let (flights, holds) = (self.flights.clone(), self.core.have().count());
+        let what = (*self.flight.blob.task(), self.core.geometry());
+        let job =
+            self.spawn(async move { execute::ask(&flights.context, &flights.places, what, address, holds).await });
         self.asks.insert(peer, job);
     }
 
     /// A neighbour offers a turn: it is used at once, or left to others by dropping it.
-    fn turn(&mut self, peer: NodeId, turn: Turn, now: Instant) {
+    fn turn(&mut self, peer: NodeId, turn: Turn, place: Option<Place>, now: Instant) {
         self.asks.remove(&peer);
-        // What was given back before this moment is no news to one who finds no place now.
-        self.freed.borrow_and_update();
-        // The largest piece that it can be.
-        let place = self.flights.places.take(self.core.geometry().piece_size().bytes());
         let room = place.is_some();
         self.offer = place.map(|place| (peer, execute::Taking { turn, place }));
         self.core.handle_turn(peer, room, now);

@@ -94,7 +94,7 @@ impl World {
     pub(super) fn compare_homes(&mut self, node: NodeNumber, layer: Layer) {
         let task = &self.nodes[node as usize].pulls[layer as usize].task;
         let Some(ours) = task.registered_home() else { return };
-        let others = task.other_homes();
+        let others = task.other_homes(self.instant());
         if others.is_empty() {
             return;
         }

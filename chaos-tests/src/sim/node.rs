@@ -81,6 +81,7 @@ impl World {
             }
             Event::Asked(node, from, layer, holds) => self.asked(node, from, layer, holds),
             Event::Offered(node, from, layer, ticket) => self.offered(node, from, layer, ticket),
+            Event::HeldLongEnough(node, from, layer, ticket) => self.held_long_enough(node, from, layer, ticket),
             Event::OfferLapsed(node, ticket) => self.offer_lapsed(node, ticket),
             Event::NotOffered(node, from, layer, kind) => {
                 let from = self.nodes[from as usize].id;

@@ -1,5 +1,6 @@
 //! How pieces move: from peers, who serve a few at a time, and from the registry, which is read as fast as credit allows.
 
+use darter_swarm::intake::{HELD_FOR, Verdict};
 use darter_swarm::task::{OriginFailure, RunId};
 use darter_swarm::upload::{OFFER_MAX, Step, Ticket};
 use darter_tracker::{ErrorKind, PieceIndex};
@@ -66,16 +67,46 @@ impl World {
     }
 
     pub(super) fn offered(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
-        let (peer, now) = (self.nodes[from as usize].id, self.instant());
         // The largest piece that it can be.
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
-        let room = self.nodes[node as usize].intake.admit(bytes);
+        match self.nodes[node as usize].intake.offer((from, layer, ticket), bytes) {
+            Verdict::Take => self.turn(node, from, layer, ticket, true),
+            Verdict::Decline => self.turn(node, from, layer, ticket, false),
+            Verdict::Hold => {
+                self.after(HELD_FOR.as_nanos() as Nanos, Event::HeldLongEnough(node, from, layer, ticket));
+            }
+        }
+    }
+
+    pub(super) fn held_long_enough(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
+        if self.nodes[node as usize].intake.forget(&(from, layer, ticket)) {
+            self.turn(node, from, layer, ticket, false);
+        }
+    }
+
+    /// Uses a turn, if there is a place for what it brings, or leaves it to others.
+    fn turn(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket, room: bool) {
+        let (peer, now) = (self.nodes[from as usize].id, self.instant());
         let pull = self.pull(node, layer);
         pull.offer = Some(ticket);
         pull.task.handle_turn(peer, room, now);
         self.settle(node, layer);
         if self.pull(node, layer).offer.take().is_some() && room {
-            self.nodes[node as usize].intake.release(bytes);
+            self.free_place(node, layer);
+        }
+    }
+
+    /// Gives a place to the next who waits for one.
+    fn free_place(&mut self, node: NodeNumber, layer: Layer) {
+        let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
+        let now = self.instant();
+        if let Some((from, layer, ticket)) = self.nodes[node as usize].intake.release(bytes) {
+            return self.turn(node, from, layer, ticket, true);
+        }
+        for layer in 0..self.layers.len() as Layer {
+            if self.pull(node, layer).task.is_starved() {
+                self.with(node, layer, |task| task.handle_room(now));
+            }
         }
     }
 
@@ -92,15 +123,7 @@ impl World {
         if !self.pull(node, layer).places.remove(&(peer, piece)) {
             return;
         }
-        let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
-        self.nodes[node as usize].intake.release(bytes);
-        let now = self.instant();
-        let layers = self.layers.len() as Layer;
-        for layer in 0..layers {
-            if self.pull(node, layer).task.is_starved() {
-                self.with(node, layer, |task| task.handle_room(now));
-            }
-        }
+        self.free_place(node, layer);
     }
 
     pub(super) fn taken(

@@ -53,7 +53,7 @@ pub struct Node {
     /// Pieces given so far, per layer and node.
     pub(super) shares: BTreeMap<(Layer, NodeNumber), u32>,
     /// What is on its way to it.
-    pub(super) intake: Intake,
+    pub(super) intake: Intake<(NodeNumber, Layer, Ticket)>,
     /// Its pulls, a layer each; none before its client has come.
     pub pulls: Vec<Pull>,
     /// Members that it knows to be down.

@@ -143,9 +143,9 @@ impl Task {
 
     /// Gives up everybody who offers a piece and has not given it: what they offer counts again when the home names them.
     fn complain(&mut self, piece: PieceIndex, now: Instant) {
-        // Not those who have got it just now.
+        // Not those who may have got it just now.
         let idle = |neighbour: &Neighbour| {
-            neighbour.has(piece) && neighbour.asked_since().is_some_and(|since| now >= since + STRANDED / 5)
+            neighbour.has(piece) && neighbour.news().is_some_and(|news| now >= news + STRANDED / 5)
         };
         let offering: Vec<NodeId> =
             self.neighbours.iter().filter(|(_, neighbour)| idle(neighbour)).map(|(peer, _)| *peer).collect();

@@ -126,6 +126,11 @@ impl Link {
         self.home().filter(|_| self.registered)
     }
 
+    /// Whether a home other than the present one owes an answer, or is not to be asked yet since it gave none.
+    pub(super) fn put_off(&self, home: NodeId, now: Instant) -> bool {
+        self.home() != Some(home) && self.asked.get(&home).is_some_and(|asked| !asked.ready(now))
+    }
+
     pub(super) fn set_order(&mut self, order: Vec<NodeId>, now: Instant) {
         let current = self.home();
         self.order = order;

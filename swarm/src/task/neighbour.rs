@@ -46,6 +46,7 @@ const RECONNECT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Neighbour {
     has: Bitmap,
+    news: Option<Instant>,
     /// Whether a session exists or is being made.
     connected: bool,
     /// Whether a session exists.
@@ -77,6 +78,7 @@ impl Neighbour {
     pub(super) fn new(pieces: u32) -> Self {
         Self {
             has: Bitmap::new(pieces),
+            news: None,
             connected: false,
             up: false,
             reconnect_at: None,
@@ -145,8 +147,17 @@ impl Neighbour {
         self.connected && !self.has.contains(piece)
     }
 
-    pub(super) fn offer(&mut self, piece: PieceIndex) -> bool {
-        self.has.insert(piece)
+    pub(super) fn offer(&mut self, piece: PieceIndex, now: Instant) -> bool {
+        let new = self.has.insert(piece);
+        if new {
+            self.news = Some(now);
+        }
+        new
+    }
+
+    /// When it last offered something new.
+    pub(super) fn news(&self) -> Option<Instant> {
+        self.news
     }
 
     pub(super) fn withdraw(&mut self, piece: PieceIndex) -> bool {
@@ -184,11 +195,6 @@ impl Neighbour {
     /// Whether it was asked for nothing, or has given it.
     pub(super) fn owes_nothing(&self) -> bool {
         self.in_line.is_none() && self.requests.is_empty()
-    }
-
-    /// Since when it owes a turn or a piece.
-    pub(super) fn asked_since(&self) -> Option<Instant> {
-        self.requests.values().map(|request| request.since).chain(self.in_line).min()
     }
 
     /// Notes that it is asked for a turn; returns when its silence is to be judged.

@@ -86,7 +86,7 @@ impl Driver {
     pub(super) fn compare_homes(&mut self) {
         let Some(ours) = self.core.registered_home().filter(|_| !self.alone) else { return };
         let (tracker, task) = (&self.context().tracker, self.flight.blob.task());
-        let best = tracker.best(task, self.core.other_homes().into_iter().chain([ours]));
+        let best = tracker.best(task, self.core.other_homes(Instant::now()).into_iter().chain([ours]));
         if let Some(theirs) = best.filter(|best| *best != ours) {
             tracing::debug!(%task, %theirs, %ours, "neighbours have a home of higher rank");
             let homes = tracker.homes(task);

@@ -78,6 +78,11 @@ impl Net {
                 self.with(node, |task| task.handle_turn_failed(from, kind, now));
             }
             Event::Take(from, ticket, piece) if self.reaches(from, node) => self.take(node, from, ticket, piece),
+            Event::HeldLongEnough(from, ticket) => {
+                if self.nodes[node].intake.forget(&(from, ticket)) {
+                    self.use_turn(node, from, ticket, false);
+                }
+            }
             Event::Lapse(ticket) => {
                 if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) {
                     self.finish(node, ticket);
@@ -220,7 +225,7 @@ impl Net {
         let Some(task) = &self.nodes[node].task else { return };
         let Some(ours) = task.registered_home() else { return };
         let known = |home: &NodeId| self.nodes[node].view.contains(&self.index(*home));
-        let best = self.rank(task.other_homes().into_iter().filter(known).chain([ours]))[0];
+        let best = self.rank(task.other_homes(self.now).into_iter().filter(known).chain([ours]))[0];
         if best != ours {
             let (homes, now) = (self.homes(node), self.now);
             self.with(node, |task| task.handle_rival(best, homes, now));
@@ -266,21 +271,34 @@ impl Net {
     }
 
     fn turn(&mut self, node: usize, from: usize, ticket: Ticket) {
-        let (peer, now, bytes) = (self.nodes[from].id, self.now, self.geometry.piece_size().bytes());
-        let room = self.nodes[node].intake.admit(bytes);
+        match self.nodes[node].intake.offer((from, ticket), self.geometry.piece_size().bytes()) {
+            Verdict::Take => self.use_turn(node, from, ticket, true),
+            Verdict::Decline => self.use_turn(node, from, ticket, false),
+            Verdict::Hold => self.push(HELD_FOR, node, Event::HeldLongEnough(from, ticket)),
+        }
+    }
+
+    fn use_turn(&mut self, node: usize, from: usize, ticket: Ticket, room: bool) {
+        let (peer, now) = (self.nodes[from].id, self.now);
         self.nodes[node].offer = Some(ticket);
         self.with(node, |task| task.handle_turn(peer, room, now));
         self.drain(node);
         if self.nodes[node].offer.take().is_some() && room {
-            self.nodes[node].intake.release(bytes);
+            self.free_place(node);
         }
     }
 
     fn leave_place(&mut self, node: usize, peer: usize, piece: PieceIndex) {
-        let now = self.now;
         if self.nodes[node].taken.remove(&(peer, piece)) {
-            self.nodes[node].intake.release(self.geometry.piece_size().bytes());
-            self.with(node, |task| task.handle_room(now));
+            self.free_place(node);
+        }
+    }
+
+    fn free_place(&mut self, node: usize) {
+        let now = self.now;
+        match self.nodes[node].intake.release(self.geometry.piece_size().bytes()) {
+            Some((from, ticket)) => self.use_turn(node, from, ticket, true),
+            None => self.with(node, |task| task.handle_room(now)),
         }
     }
 
