@@ -40,7 +40,7 @@ use world::World;
 #[must_use]
 pub fn play(scenario: &Scenario, observe: &mut dyn FnMut(agenda::Nanos, &event::Event)) -> Report {
     let mut world = World::new(scenario);
-    while let Some((at, event)) = world.next() {
+    while let Some((at, event)) = world.advance() {
         observe(at, &event);
         world.happen(event);
     }

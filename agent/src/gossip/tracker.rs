@@ -149,7 +149,11 @@ async fn run_home(
                 received = feel_pulse(&mut home, transport.as_ref(), &received);
                 felt = Instant::now();
             }
-            Some(members) = roster_change(&mut roster) => home.set_cluster_size(members),
+            Some(roster) = roster_change(&mut roster) => {
+                home.set_cluster_size(roster.members.len() + 1);
+                let all = roster.members.values().chain([&roster.me]);
+                home.set_zones(all.filter(|member| member.zone != 0).map(|member| (member.id, member.zone)).collect());
+            }
         }
     }
 }
@@ -184,13 +188,13 @@ async fn next_event(events: &mut Option<tokio::sync::broadcast::Receiver<Members
     std::future::pending().await
 }
 
-async fn roster_change(roster: &mut Option<watch::Receiver<Arc<Roster>>>) -> Option<usize> {
+async fn roster_change(roster: &mut Option<watch::Receiver<Arc<Roster>>>) -> Option<Arc<Roster>> {
     let Some(receiver) = roster else { return std::future::pending().await };
     if receiver.changed().await.is_err() {
         *roster = None;
         return std::future::pending().await;
     }
-    Some(receiver.borrow_and_update().members.len() + 1)
+    Some(receiver.borrow_and_update().clone())
 }
 
 fn answer(home: &mut Home, knowledge: &mut Knowledge<'_>, from: NodeId, call: Call, now: Instant) -> Reply {

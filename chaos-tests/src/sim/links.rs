@@ -1,7 +1,7 @@
 //! What bytes take: every node has a way out and a way in, each with its rate; the registry has a way out.
 //!
-//! A flow is cut into chunks. A way out gives its flows one chunk in turn; a way in takes chunks as they come. A flow has at
-//! most [`WINDOW`] chunks on the way, so one whose receiver is busy leaves the sender's time to others.
+//! A flow is cut into chunks. A way out gives its flows one chunk in turn; a way in takes chunks as they come. A flow has few
+//! chunks on the way, so one whose receiver is busy leaves the sender's time to others.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use darter_tracker::PieceIndex;
 
 use super::agenda::{Nanos, SECOND};
 
-/// Chunks of a flow that are on the way at a time: enough for a round trip of some milliseconds at a gigabit per second.
+/// Chunks of a flow that are on the way at a time, beside what the wire itself holds: one that leaves, one that arrives, one more.
 const WINDOW: u64 = 3;
 
 /// A chunk is a piece's eighth, within these bounds: small enough that a piece is not held up by whole others, large enough
@@ -86,6 +86,8 @@ pub struct Links {
     flows: Vec<(u32, Option<Flow>)>,
     free: Vec<u32>,
     chunk: u64,
+    /// Bytes of a flow that are on the way at a time.
+    window: u64,
 }
 
 /// What a way out has to do next.
@@ -105,11 +107,12 @@ pub struct Left {
 }
 
 impl Links {
-    /// Links without nodes, for pieces of this size.
+    /// Links without nodes, for pieces of this size, whose wire holds so many bytes in each direction.
     #[must_use]
-    pub fn new(piece_bytes: u64) -> Self {
+    pub fn new(piece_bytes: u64, wire_bytes: u64) -> Self {
         let chunk = (piece_bytes / CHUNKS_PER_PIECE).clamp(CHUNK_MIN, CHUNK_MAX);
-        Self { outs: Vec::new(), ins: Vec::new(), flows: Vec::new(), free: Vec::new(), chunk }
+        let window = WINDOW * chunk + wire_bytes;
+        Self { outs: Vec::new(), ins: Vec::new(), flows: Vec::new(), free: Vec::new(), chunk, window }
     }
 
     /// Adds a place, and returns its number.
@@ -180,10 +183,10 @@ impl Links {
         }
         loop {
             let id = self.outs[place as usize].turns.pop_front()?;
-            let chunk = self.chunk;
+            let (chunk, window) = (self.chunk, self.window);
             let Some(flow) = self.flow_mut(id) else { continue };
             flow.waiting = false;
-            if !can_send(flow, chunk) {
+            if !can_send(flow, window) {
                 continue;
             }
             let bytes = chunk.min(flow.allowed - flow.sent);
@@ -215,17 +218,17 @@ impl Links {
     }
 
     fn line_up(&mut self, id: FlowId) {
-        let chunk = self.chunk;
+        let window = self.window;
         let Some(flow) = self.flow_mut(id) else { return };
-        if can_send(flow, chunk) && !std::mem::replace(&mut flow.waiting, true) {
+        if can_send(flow, window) && !std::mem::replace(&mut flow.waiting, true) {
             let from = flow.from as usize;
             self.outs[from].turns.push_back(id);
         }
     }
 }
 
-fn can_send(flow: &Flow, chunk: u64) -> bool {
-    flow.sent < flow.allowed && flow.sent - flow.received < WINDOW * chunk
+fn can_send(flow: &Flow, window: u64) -> bool {
+    flow.sent < flow.allowed && flow.sent - flow.received < window
 }
 
 /// How long so many bytes take at this rate.
@@ -272,7 +275,7 @@ mod tests {
     #[test]
     fn a_full_receiver_leaves_the_senders_time_to_others() {
         const MIB: u64 = 1 << 20;
-        let mut links = Links::new(MIB);
+        let mut links = Links::new(MIB, 0);
         // 8 Mb/s are a byte per microsecond.
         let fast = links.add(8_000_000, 8_000_000);
         let slow = links.add(8_000_000, 800_000);
@@ -289,7 +292,7 @@ mod tests {
     #[test]
     fn flows_of_one_sender_take_turns() {
         const MIB: u64 = 1 << 20;
-        let mut links = Links::new(MIB);
+        let mut links = Links::new(MIB, 0);
         let from = links.add(8_000_000, 8_000_000);
         let cargo = Cargo::Run { layer: 0, run: RunId(1) };
         let flows: Vec<_> = (0..4)

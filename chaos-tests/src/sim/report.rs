@@ -41,7 +41,8 @@ pub struct Report {
     pub done: u32,
     /// Clients whose node lives and that have not.
     pub unfinished: u32,
-    /// The least that any scheme could take, for the last: see [`bound`].
+    /// The least that any scheme could take, for the last: what the registry has to send once, what the last to begin has to take
+    /// in, what all ways out have to carry.
     pub bound_s: f64,
     /// When the last was done, over the bound.
     pub last: f64,

@@ -136,7 +136,7 @@ fn piece_size(bytes: u64) -> Option<PieceSize> {
 /// A number with a unit: `1GiB`, `100Mb`, `512k`.
 fn size(text: &str) -> Result<u64, String> {
     let number = text.trim_end_matches(['b', 'B']);
-    number.parse::<bytesize::ByteSize>().map(|size| size.as_u64()).map_err(|error| format!("{error}"))
+    number.parse::<bytesize::ByteSize>().map(|size| size.as_u64()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

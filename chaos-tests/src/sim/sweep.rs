@@ -13,8 +13,11 @@ use super::scenario::Scenario;
 /// Size of a plot in pixels.
 const PLOT: (u32, u32) = (720, 420);
 
+/// What is read from a report.
+type Curve = fn(&Report) -> f64;
+
 /// What is plotted, each against the swept option.
-const CURVES: [(&str, fn(&Report) -> f64); 3] = [
+const CURVES: [(&str, Curve); 3] = [
     ("last / bound", |report| report.last),
     ("p50 / bound", |report| report.p50),
     ("egress / image", |report| report.egress),

@@ -10,7 +10,7 @@ fn scenario(change: impl FnOnce(&mut Scenario)) -> Scenario {
         scenario: Scenario,
     }
     let mut scenario = <Line as clap::Parser>::parse_from(["sim"]).scenario;
-    (scenario.nodes, scenario.image) = (40, 32 << 20);
+    (scenario.nodes, scenario.image, scenario.rate, scenario.registry_rate) = (40, 32 << 20, 100_000_000, 100_000_000);
     change(&mut scenario);
     assert_eq!(scenario.check(), Ok(()));
     scenario
@@ -71,7 +71,8 @@ fn a_node_alone_reads_as_fast_as_its_link() {
 
 #[test]
 fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
-    let cases: [(&str, fn(&mut Scenario)); 4] = [
+    type Change = fn(&mut Scenario);
+    let cases: [(&str, Change); 4] = [
         ("dead", |it| it.kill = 4),
         ("frozen", |it| it.freeze = 4),
         ("lying", |it| it.lying = 0.2),
@@ -80,7 +81,8 @@ fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
     for (name, change) in cases {
         let report = of(&scenario(change));
         assert_eq!(report.unfinished, 0, "{name}: {report:?}");
-        assert!(report.egress <= 1.4, "{name}: {report:?}");
+        // What a lazy fetcher alone has is fetched again, once a reader has complained of it.
+        assert!(report.egress <= 1.6, "{name}: {report:?}");
     }
 }
 

@@ -52,7 +52,7 @@ pub fn record(scenario: &Scenario, to: &mut impl Write) -> Result<Report> {
     let mut world = World::new(scenario);
     let head = Head { scenario: scenario.clone(), plan: world.plan.clone() };
     writeln!(to, "{}", serde_json::to_string(&head)?)?;
-    while let Some((at, event)) = world.next() {
+    while let Some((at, event)) = world.advance() {
         writeln!(to, "{}", line(at, &event)).context("the record cannot be written")?;
         world.happen(event);
     }
@@ -73,7 +73,7 @@ pub fn replay(from: impl BufRead, filter: Filter, mut show: impl FnMut(&str)) ->
     if world.plan != head.plan {
         bail!("something else is drawn from this seed than was recorded");
     }
-    while let Some((at, event)) = world.next() {
+    while let Some((at, event)) = world.advance() {
         let happens = line(at, &event);
         match lines.next().transpose()? {
             Some(recorded) if recorded == happens => {}

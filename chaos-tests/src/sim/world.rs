@@ -175,7 +175,9 @@ impl World {
         let layers: Vec<Content> =
             (0..scenario.layers).map(|layer| Content { id: plan::task(layer, scenario.seed), geometry }).collect();
         let names: Vec<NodeId> = (0..scenario.nodes).map(|number| plan::name(number, scenario.seed)).collect();
-        let mut links = Links::new(u64::from(geometry.piece_size().bytes()));
+        // A sender hears that a chunk has arrived when it does.
+        let wire = u128::from(scenario.rate) * scenario.latency.as_nanos() / (8 * u128::from(super::agenda::SECOND));
+        let mut links = Links::new(u64::from(geometry.piece_size().bytes()), wire as u64);
         let mut agenda = Agenda::default();
         let mut nodes = Vec::with_capacity(names.len());
         for (number, (id, planned)) in (0..).zip(names.iter().zip(&plan.nodes)) {
@@ -209,7 +211,7 @@ impl World {
     }
 
     /// The next event; `None` when every client whose node lives has everything, or never will.
-    pub fn next(&mut self) -> Option<(Nanos, Event)> {
+    pub fn advance(&mut self) -> Option<(Nanos, Event)> {
         if self.left == 0 {
             return None;
         }

@@ -3,6 +3,7 @@
 //! A few poorly connected nodes are the whole tail of a pull, and more neighbours than [`DEGREE`] do not make it faster. Traffic
 //! between zones is expensive, so a member knows few beyond its own, but never none.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use darter_tracker::NodeId;
@@ -43,8 +44,8 @@ struct Member {
 impl Introductions {
     /// Takes a member in; one that is there already stays as it is.
     pub fn enter(&mut self, node: NodeId, zone: Zone, draw: u64) {
-        if !self.members.contains_key(&node) {
-            self.members.insert(node, Member { zone, draw, knows: BTreeSet::new() });
+        if let Entry::Vacant(place) = self.members.entry(node) {
+            place.insert(Member { zone, draw, knows: BTreeSet::new() });
             self.order.entry(zone).or_default().insert((0, draw, node));
         }
     }

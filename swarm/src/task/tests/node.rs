@@ -78,15 +78,13 @@ impl Net {
                 self.with(node, |task| task.handle_turn_failed(from, kind, now));
             }
             Event::Take(from, ticket, piece) if self.reaches(from, node) => self.take(node, from, ticket, piece),
-            Event::HeldLongEnough(from, ticket) => {
-                if self.nodes[node].intake.forget(&(from, ticket)) {
-                    self.use_turn(node, from, ticket, false);
-                }
+            Event::HeldLongEnough(from, ticket) if self.nodes[node].intake.forget(&(from, ticket)) => {
+                self.use_turn(node, from, ticket, false);
             }
-            Event::Lapse(ticket) => {
-                if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) {
-                    self.finish(node, ticket);
-                }
+            Event::Lapse(ticket)
+                if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) =>
+            {
+                self.finish(node, ticket);
             }
             Event::Decline(from) => {
                 let uploads = self.nodes[node].uploading.iter();
