@@ -54,7 +54,8 @@ impl Member {
         let key = Arc::new(NodeKey::new(&keys, &rand::random(), 1).unwrap());
         let metrics = Arc::new(Metrics::default());
         let any = SocketAddr::new(stage.subnet.registry(), 0);
-        let transport = Transport::bind(any, Mode::Auto, keys.clone(), &key, metrics.clone()).unwrap();
+        // Over QUIC agents are known by the port that they come from.
+        let transport = Transport::bind(any, Mode::Quic, keys.clone(), &key, metrics.clone()).unwrap();
         let settings = Settings {
             listen: any,
             advertise: any.ip(),

@@ -11,7 +11,7 @@ use darter_tracker::{
 use rand::Rng;
 use rand::RngExt as _;
 
-use super::introductions::{Introductions, Zone};
+use super::introductions::{DEGREE_MAX, Introductions, Zone};
 use super::lease::{Leases, fetchers_max, run_length};
 use super::pause::Pauses;
 
@@ -459,10 +459,13 @@ impl Swarm {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Vec<PieceSource> {
-        // What is on its way to everybody is not fetched from where it began, unless a reader waits for it.
+        // What is on its way to everybody is not fetched from where it began, unless a reader waits for it. Where all may know the
+        // fetcher anyway there is nothing to spare.
+        let many = self.members.len() > DEGREE_MAX;
         let spreading = |piece: PieceIndex| {
             let since = self.fetched_at.get(piece.0 as usize).copied().flatten();
-            self.leases.fetchers() > 0 && since.is_some_and(|since| now.saturating_duration_since(since) < SPREADING)
+            many && self.leases.fetchers() > 0
+                && since.is_some_and(|since| now.saturating_duration_since(since) < SPREADING)
         };
         let wanted = request.urgent.into_iter().map(|first| PieceRange { first, count: 1 });
         let lacking = request.lacking.iter().copied().take(PullPieceRequest::LACKING_MAX);
