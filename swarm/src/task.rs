@@ -38,6 +38,7 @@ use self::fallback::Stranded;
 use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
+use crate::home::STALLED;
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
 /// cost a thousand per GiB and neighbour. At a gigabit per second a piece takes 2 ms, and news that is as old as some pieces
@@ -50,6 +51,10 @@ const LATE: Duration = Duration::from_millis(50);
 
 /// How long others are given the benefit of the doubt after this node was late itself.
 const GRACE: Duration = Duration::from_millis(150);
+
+/// The same after it stood still for [`STALLED`]: its connections are dead, and until it has met the others again it knows of
+/// nobody who has what its readers wait for.
+const GRACE_AFTER_STALL: Duration = Duration::from_secs(2);
 
 /// The shortest sleep, so that no mistake in a deadline becomes a busy loop.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
@@ -444,8 +449,10 @@ impl Task {
     /// Restores what must hold after every event: calls are out, slots are used, runs go on, nobody waits in vain.
     fn advance(&mut self, now: Instant) {
         // Whatever is the first thing to happen after this node was held up shows it.
-        if self.expected_wake.take().is_some_and(|wake| now.saturating_duration_since(wake) > LATE) {
-            self.grace_until = Some(now + GRACE);
+        let late = self.expected_wake.take().map_or(Duration::ZERO, |wake| now.saturating_duration_since(wake));
+        if late > LATE {
+            let grace = if late >= STALLED { GRACE_AFTER_STALL } else { GRACE };
+            self.grace_until = self.grace_until.max(Some(now + grace));
         }
         (self.advanced, self.deadline) = (now, None);
         if self.is_complete() {

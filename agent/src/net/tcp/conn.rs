@@ -310,6 +310,11 @@ impl Conn {
         polled
     }
 
+    /// A stream begins: the peer's silence counts from now on.
+    pub(super) fn begins(&mut self) {
+        self.heard_at = Instant::now();
+    }
+
     /// Shows the peer that this process lives, and looks whether it does: nothing that comes for `idle`, though it says every
     /// `keep_alive` that it lives, means that it is dead, frozen or cut off.
     pub(super) fn pulse(&mut self, keep_alive: Duration, idle: Duration) {

@@ -156,6 +156,8 @@ pub(super) async fn serve(
 /// Waits until a stream is dropped and is over at the other side as well; gives the connection for the next one. Meanwhile
 /// shows the peer that this agent lives, and ends the stream if the peer does not.
 pub(super) async fn over(mut lent: Lent, timing: Timing, closing: CancellationToken) -> Result<Conn, NetError> {
+    // Nobody has to say anything between two streams.
+    lent.with(Conn::begins);
     let mut pulse = tokio::time::interval(timing.keep_alive);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut conn = loop {

@@ -48,6 +48,24 @@ async fn a_connection_is_used_again_after_a_whole_exchange() {
     assert_eq!((a.connections(), b.connections()), (1, 1));
 }
 
+/// Nothing is said between two streams, which is no silence of the peer.
+#[tokio::test]
+async fn a_connection_that_has_rested_is_used_again() {
+    let timing = Timing { idle: Duration::from_millis(400), keep_alive: Duration::from_millis(50), ..TIMING };
+    let (a, b) = (Node::with(Way::Tcp, 1, timing), Node::with(Way::Tcp, 2, timing));
+    let first = exchange(&a, &b).await;
+    tokio::time::sleep(timing.idle * 2).await;
+    // Long enough for both sides to look whether the other lives.
+    let mut near = a.open(&b).await.unwrap();
+    tokio::time::sleep(timing.keep_alive * 2).await;
+    near.send(&7u8).await.unwrap();
+    let mut incoming = b.accept().await;
+    tokio::time::sleep(timing.keep_alive * 2).await;
+    incoming.stream.send(&8u8).await.unwrap();
+    assert_eq!(near.receive().await.unwrap(), Some(8u8));
+    assert_eq!(incoming.remote, first);
+}
+
 #[tokio::test]
 async fn what_breaks_off_in_the_middle_takes_its_connection_with_it() {
     let (a, b) = (Node::start(Way::Tcp, 1), Node::start(Way::Tcp, 2));
