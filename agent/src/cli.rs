@@ -1,15 +1,18 @@
-//! The command line: what is asked for ([`args`]), and the commands that need no agent ([`keys`], [`config`]).
+//! The command line: what is asked for ([`args`]), and the commands beside the agent ([`keys`], [`config`],
+//! [`node`]).
 //!
 //! Not here: the agent and the demo, which are only parsed.
 
 pub mod args;
 pub mod config;
+mod file;
 pub mod keys;
+pub mod node;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-pub use args::{AgentArgs, Args, Command, ConfigCommand, DemoArgs, GenCaArgs};
+pub use args::{AgentArgs, Args, Command, ConfigCommand, DemoArgs, GenCaArgs, NodeCommand};
 
 /// Exit code of what failed.
 pub const EXIT_FAILED: u8 = 1;

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`defaults`] (every key and why), [`types`] (what comes out), then how it gets there: `tree` (YAML
 //! with places), `env` (overrides), `read` (the walk that collects problems), `scalar` and [`hosts`] (what values mean),
-//! `files` (what they name), `check` and `coverage` (how they fit each other), `build` (all of it), [`problems`].
+//! `files` (what they name), `check` and `coverage` (how they fit each other), `build` (all of it), [`problems`]. [`dfdaemon`]
+//! makes a configuration of what Dragonfly v1 had.
 //!
 //! Not here: starting anything. Sockets are opened for a moment at most, to see whether they could be.
 
@@ -10,6 +11,7 @@ mod build;
 mod check;
 mod coverage;
 pub mod defaults;
+pub mod dfdaemon;
 mod env;
 mod files;
 pub mod host;
@@ -134,6 +136,12 @@ impl Config {
         }
         let secrets: Vec<_> = self.secrets.iter().map(|secret| secret.expose().as_slice()).collect();
         ClusterKeys::new(&self.node.cluster, &secrets).map(Some)
+    }
+
+    /// Whether a key was given, in the file or by the environment, rather than left to its default.
+    #[must_use]
+    pub fn is_given(&self, key: &str) -> bool {
+        self.origin.places.get(key).is_some_and(|place| *place != Place::Whole)
     }
 
     /// A problem of a key that shows only in use, at the place where the key was given.

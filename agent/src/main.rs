@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use darter_agent::app::activation;
-use darter_agent::cli::{self, Args, Command, ConfigCommand};
+use darter_agent::cli::{self, Args, Command, ConfigCommand, NodeCommand};
 use darter_agent::config::Config;
 use darter_agent::{app, demo};
 
@@ -23,6 +23,15 @@ fn main() -> ExitCode {
         },
         Command::Config { command: ConfigCommand::Default } => cli::config::default(),
         Command::Config { command: ConfigCommand::Check { file } } => cli::config::check(&file),
+        Command::Config { command: ConfigCommand::Import { file, output, overwrite } } => {
+            cli::config::import(&file, output.as_deref(), overwrite)
+        }
+        Command::Node { command: NodeCommand::Configure(args) } => {
+            match block_on(async { Ok(cli::node::configure(&args).await?) }) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => cli::fail(&format!("{error:#}")),
+            }
+        }
         Command::Version => cli::print(&cli::version()),
     }
 }

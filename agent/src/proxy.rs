@@ -178,8 +178,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         match asked.mirrored {
             true if self.mirror.direct => Decision::DIRECT,
             true => Decision::SWARM,
-            false if method == Method::GET => self.rules.decide(&asked.url.to_string()),
-            false => Decision::DIRECT,
+            false => self.rules.decide(method, &asked.url.to_string()),
         }
     }
 

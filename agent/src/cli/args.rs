@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{HostPattern, scalar};
+use crate::config::{HostPattern, HostPort, scalar};
 
 /// Fewest agents of a demo: with fewer than two there is nobody to share with.
 const DEMO_AGENTS_MIN: i64 = 2;
@@ -38,11 +38,17 @@ pub enum Command {
     GenCa(GenCaArgs),
     /// Print a new cluster secret: one line, 32 random bytes in base64.
     Secret,
-    /// Print the defaults, or check a file.
+    /// Print the defaults, check a file, or import one of Dragonfly v1.
     Config {
         /// Which of them.
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Make this node's container runtime pull through its agent.
+    Node {
+        /// What to do.
+        #[command(subcommand)]
+        command: NodeCommand,
     },
     /// Print the version.
     Version,
@@ -98,6 +104,75 @@ pub enum ConfigCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Turn a dfdaemon.yml of Dragonfly v1 into a configuration, and say on stderr what could not come along. Run it on
+    /// the node that it is for: the files and addresses that it names are looked at.
+    Import {
+        /// The dfdaemon.yml.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where to write it; stdout unless told.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace that file if it is there already.
+        #[arg(long, requires = "output")]
+        overwrite: bool,
+    },
+}
+
+/// What `darter node` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Write the files with which a runtime pulls through the agent, once a probe through the agent has passed.
+    Configure(NodeConfigureArgs),
+}
+
+/// Arguments of `darter node configure`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeConfigureArgs {
+    /// Whose files.
+    #[arg(long, value_enum)]
+    pub runtime: Runtime,
+    /// The agent's configuration.
+    #[arg(long, value_name = "FILE", env = "DARTER_CONFIG", default_value = "/etc/darter/config.yaml")]
+    pub config: PathBuf,
+    /// A registry, may be repeated; those of the agent's configuration unless told.
+    #[arg(long = "registry", value_name = "HOST")]
+    pub registries: Vec<HostPort>,
+    /// An image whose manifest is asked for as well before anything is written.
+    #[arg(long, value_name = "IMAGE")]
+    pub probe: Option<String>,
+    /// Write without asking the agent first.
+    #[arg(long, conflicts_with = "probe")]
+    pub force: bool,
+    /// Put everything back as it was.
+    #[arg(long, conflicts_with_all = ["registries", "probe", "force"])]
+    pub undo: bool,
+    /// Work on the files below this folder.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// A container runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    /// containerd, and with it Kubernetes and nerdctl.
+    Containerd,
+    /// dockerd.
+    Docker,
+    /// CRI-O; podman, buildah and skopeo read the same files.
+    Crio,
+}
+
+impl Runtime {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Docker => "docker",
+            Self::Crio => "crio",
+        }
+    }
 }
 
 fn demo_size(text: &str) -> Result<u64, String> {
@@ -138,6 +213,9 @@ mod tests {
         assert!(
             matches!(check, Command::Config { command: ConfigCommand::Check { file } } if file.as_os_str() == "f.yaml")
         );
+        let import = parse("darter config import d.yml --output c.yaml").unwrap();
+        let Command::Config { command: ConfigCommand::Import { file, output, overwrite } } = import else { panic!() };
+        assert_eq!((file, output, overwrite), (PathBuf::from("d.yml"), Some(PathBuf::from("c.yaml")), false));
         assert!(matches!(parse("darter config default").unwrap(), Command::Config { command: ConfigCommand::Default }));
     }
 
@@ -157,6 +235,12 @@ mod tests {
             "darter gen-ca --hosts a",
             "darter config",
             "darter config check",
+            "darter config import",
+            "darter node configure",
+            "darter node configure --runtime rkt",
+            "darter node configure --runtime crio --registry ../..",
+            "darter node configure --runtime crio --undo --force",
+            "darter config import f.yml --overwrite",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), i32::from(crate::cli::EXIT_USAGE), "{line}");
         }

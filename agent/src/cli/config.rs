@@ -1,10 +1,11 @@
-//! `darter config default` and `darter config check FILE`.
+//! `darter config default`, `darter config check FILE` and `darter config import FILE`.
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{EXIT_USAGE, complain, print};
-use crate::config::{Config, defaults};
+use super::{complain, fail, file, print, refuse};
+use crate::config::{Config, defaults, dfdaemon};
 
 /// Prints every key with its default and its reason.
 #[must_use]
@@ -22,10 +23,26 @@ pub fn check(file: &Path) -> ExitCode {
             }
             print("OK")
         }
-        Err(problems) => {
-            complain(&problems.to_string());
-            ExitCode::from(EXIT_USAGE)
+        Err(problems) => refuse(&problems.to_string()),
+    }
+}
+
+/// Turns a `dfdaemon.yml` of Dragonfly v1 into a configuration, on stdout or as `output`, and tells on stderr what could
+/// not come along. Exit code 2 with all problems if the file is broken, and nothing is written.
+#[must_use]
+pub fn import(from: &Path, output: Option<&Path>, overwrite: bool) -> ExitCode {
+    let imported = match dfdaemon::load(from) {
+        Ok(imported) => imported,
+        Err(problems) => return refuse(&problems.to_string()),
+    };
+    complain(&imported.notes.to_string());
+    let Some(output) = output else { return print(imported.yaml.trim_end()) };
+    match file::write(output, &imported.yaml, file::PUBLIC_MODE, overwrite) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fail(&format!("{} exists already; --overwrite replaces it", output.display()))
         }
+        Err(error) => fail(&format!("cannot write {}: {error}", output.display())),
     }
 }
 
@@ -51,5 +68,22 @@ mod tests {
         assert_eq!(check("verify: streaming"), format!("{:?}", ExitCode::SUCCESS));
         assert_eq!(check("verify: never"), format!("{:?}", ExitCode::from(2)));
         assert_eq!(format!("{:?}", super::check(Path::new("/nowhere"))), format!("{:?}", ExitCode::from(2)));
+    }
+
+    #[test]
+    fn an_import_is_accepted_and_replaces_nothing_unasked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, output) = (folder.path().join("dfdaemon.yml"), folder.path().join("config.yaml"));
+        std::fs::write(&from, "proxies: [{regx: 'blobs/sha256.*'}]\nratelimit: 100M\n").unwrap();
+        let import = |overwrite| format!("{:?}", super::import(&from, Some(&output), overwrite));
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(import(false), code(0));
+        assert_eq!(format!("{:?}", super::check(&output)), code(0));
+        std::fs::write(&output, "mine").unwrap();
+        assert_eq!((import(false), std::fs::read_to_string(&output).unwrap()), (code(1), "mine".to_owned()));
+        assert_eq!(import(true), code(0));
+        assert!(std::fs::read_to_string(&output).unwrap().contains("blobs/sha256.*"));
+        std::fs::write(&from, "proxies: [{regx: '('}]\n").unwrap();
+        assert_eq!(import(true), code(2));
     }
 }

@@ -4,9 +4,8 @@
 //! it from a node can read what that node pulls from them, and nothing else of anybody.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,9 +16,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, GeneralSubtree, IsCa, KeyPair,
     KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
 };
-use tempfile::NamedTempFile;
 
 use super::args::GenCaArgs;
+use super::file;
 use crate::config::{HostPattern, host};
 
 /// Name of the certificate's file.
@@ -151,19 +150,10 @@ fn constraints(hosts: &[HostPattern]) -> NameConstraints {
 
 /// Writes a file as a whole or not at all, never readable by more than `mode` says, not even for a moment.
 fn write(path: &Path, text: &str, mode: u32, overwrite: bool) -> Result<(), KeysError> {
-    let failed = |source| KeysError::Write { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // Made with mode 0600 by the library.
-    let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    let placed = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
-    match placed {
-        Ok(_) => Ok(()),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(KeysError::Exists(path.to_owned())),
-        Err(error) => Err(failed(error.error)),
-    }
+    file::write(path, text, mode, overwrite).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeysError::Exists(path.to_owned()),
+        _ => KeysError::Write { path: path.to_owned(), source },
+    })
 }
 
 #[cfg(test)]

@@ -34,6 +34,9 @@ const IDLE_NODE: Duration = Duration::from_secs(3600);
 /// back, or on, within a day. `cache.max_size` bounds it all the same.
 const IDLE_SEED: Duration = Duration::from_secs(24 * 3600);
 
+/// Why a limit is refused.
+pub(super) const NO_LIMITS: &str = "rate limits are not available in this version; 0 is no limit";
+
 /// The configuration that the reader's tree says; `None` if there are problems.
 pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let mut warnings = Vec::new();
@@ -185,7 +188,7 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
     let per_task = reader.value("limits.per_task", scalar::rate);
     for (path, rate) in [("limits.download", download), ("limits.upload", upload), ("limits.per_task", per_task)] {
         if rate.is_some_and(|rate| rate > 0) {
-            reader.problem(path, "rate limits are not available in this version; 0 is no limit");
+            reader.problem(path, NO_LIMITS);
         }
     }
     Some(Limits { download: download?, upload: upload?, per_task: per_task? })

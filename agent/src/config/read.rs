@@ -56,6 +56,11 @@ impl<'a> Reader<'a> {
         reader
     }
 
+    /// Reads trees that the table says nothing of.
+    pub(super) fn bare() -> Self {
+        Self { top: Map { entries: &[] }, sections: BTreeMap::new(), problems: Vec::new() }
+    }
+
     /// The value of a key of the table, if it is given.
     pub(super) fn node(&self, path: &str) -> Option<&'a Node> {
         let (section, key) = defaults::split(path);

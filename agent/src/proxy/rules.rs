@@ -4,8 +4,8 @@
 //! decides; a rewrite holds for direct requests too. Where rules are given and none matches, the request is direct;
 //! where none are given, every blob by digest is the swarm's.
 
-use http::Uri;
 use http::uri::{PathAndQuery, Scheme};
+use http::{Method, Uri};
 use regex::Regex;
 
 use super::address::{AddressError, HostPattern, HostPort};
@@ -112,9 +112,12 @@ impl Rules {
         settings.iter().enumerate().map(compile).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What to do with a GET of this URL.
+    /// What to do with a request for this URL.
     #[must_use]
-    pub fn decide(&self, url: &str) -> Decision<'_> {
+    pub fn decide(&self, method: &Method, url: &str) -> Decision<'_> {
+        if method != Method::GET {
+            return Decision::DIRECT;
+        }
         if self.0.is_empty() {
             return Decision::SWARM;
         }
@@ -140,50 +143,73 @@ mod tests {
         RuleSettings { regex: regex.into(), direct, use_https, redirect: None }
     }
 
+    fn redirect(regex: &str, direct: bool, use_https: bool, host: &str) -> RuleSettings {
+        RuleSettings { redirect: Some(host.into()), ..rule(regex, direct, use_https) }
+    }
+
+    /// What becomes of a GET: whether the swarm may answer it, and what it has become.
+    fn outcome(rules: &Rules, method: &Method, url: &str) -> (bool, String) {
+        let decision = rules.decide(method, url);
+        (decision.swarm, decision.rewrite(url.parse().unwrap()).unwrap().to_string())
+    }
+
+    /// Dragonfly v1's TestMatch, and what its code does beyond that.
     #[test]
-    fn the_first_match_decides_as_in_v1() {
-        let one = Rules::new(&[rule("/blobs/sha256/", false, false)]).unwrap();
-        let five = Rules::new(&[
+    fn the_truth_table_is_that_of_v1() {
+        const SWARM: bool = true;
+        const DIRECT: bool = false;
+        let blobs = [rule("/blobs/sha256/", false, false)];
+        let five = [
             rule("/a/d", false, true),
             rule("/a/b", true, false),
             rule("/a", false, false),
             rule("/a/c", true, false),
             rule("/a/e", false, true),
-        ])
-        .unwrap();
-        for (rules, url, swarm, use_https) in [
-            (&one, "http://index.docker.io/v2/blobs/sha256/xxx", true, false),
-            (&one, "http://index.docker.io/v2/auth", false, false),
-            (&five, "http://h/a", true, false),
-            (&five, "http://h/a/b", false, false),
-            (&five, "http://h/a/c", true, false),
-            (&five, "http://h/a/d", true, true),
-            (&five, "http://h/a/e", true, false),
-            (&five, "http://h/other", false, false),
+        ];
+        let moved = [redirect("/a/f", false, false, "r")];
+        let narrow = [
+            rule("^http://plain\\.example/", true, true),
+            redirect("^http://old\\.example(:80)?/", true, false, "new.example:5000"),
+            redirect("//both\\.example/", false, true, "new.example"),
+            rule("[?&]swarm=yes$", false, false),
+            rule("(?i)CASE", false, false),
+        ];
+        for (rules, url, swarm, becomes) in [
+            // An expression is searched anywhere in the URL, and where none is found the request is direct.
+            (&blobs[..], "http://index.docker.io/v2/blobs/sha256/xxx", SWARM, None),
+            (&blobs, "http://index.docker.io/v2/auth", DIRECT, None),
+            (&blobs, "http://h/v2/a/manifests/1?at=/blobs/sha256/", SWARM, None),
+            (&blobs, "http://h/v2/BLOBS/SHA256/", DIRECT, None),
+            // The first match decides, and nothing of a later one is added.
+            (&five, "http://h/a", SWARM, None),
+            (&five, "http://h/a/b", DIRECT, None),
+            (&five, "http://h/a/c", SWARM, None),
+            (&five, "http://h/a/d", SWARM, Some("https://h/a/d")),
+            (&five, "http://h/a/e", SWARM, None),
+            (&five, "http://h/x/a", SWARM, None),
+            (&five, "http://h/other", DIRECT, None),
+            (&moved, "http://h/a/f", SWARM, Some("http://r/a/f")),
+            // Rewrites hold for direct requests too; scheme, path and query stay unless a rule says otherwise.
+            (&narrow, "http://plain.example/v2/", DIRECT, Some("https://plain.example/v2/")),
+            (&narrow, "http://plainXexample/v2/", DIRECT, None),
+            (&narrow, "http://h/?to=http://plain.example/", DIRECT, None),
+            (&narrow, "http://old.example/v2/a?b=c", DIRECT, Some("http://new.example:5000/v2/a?b=c")),
+            (&narrow, "http://old.example:80/v2/a", DIRECT, Some("http://new.example:5000/v2/a")),
+            (&narrow, "http://both.example/v2/a", SWARM, Some("https://new.example/v2/a")),
+            (&narrow, "https://both.example/v2/a", SWARM, Some("https://new.example/v2/a")),
+            (&narrow, "http://h:8080/file?swarm=yes", SWARM, None),
+            (&narrow, "http://h:8080/file?swarm=yes&more", DIRECT, None),
+            (&narrow, "http://h/case", SWARM, None),
         ] {
-            assert_eq!(rules.decide(url), Decision { swarm, use_https, redirect: None }, "{url}");
+            let rules = Rules::new(rules).unwrap();
+            assert_eq!(outcome(&rules, &Method::GET, url), (swarm, becomes.unwrap_or(url).to_owned()), "{url}");
+            // Nothing else than a GET is touched, whatever it matches.
+            for method in [Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
+                assert_eq!(outcome(&rules, &method, url), (DIRECT, url.to_owned()), "{method} {url}");
+            }
         }
-        assert_eq!(Rules::default().decide("http://h/any"), Decision::SWARM);
-    }
-
-    #[test]
-    fn rewrites_hold_for_direct_requests_too() {
-        let redirect = |direct, use_https| RuleSettings {
-            regex: "^http://old/".into(),
-            direct,
-            use_https,
-            redirect: Some("new.example:5000".into()),
-        };
-        for (settings, url, expected) in [
-            (redirect(true, false), "http://old/v2/a?b=c", "http://new.example:5000/v2/a?b=c"),
-            (redirect(false, true), "http://old/v2/a", "https://new.example:5000/v2/a"),
-            (rule("old", true, true), "http://old:80/v2/a", "https://old:80/v2/a"),
-            (rule("other", true, true), "http://old/v2/a", "http://old/v2/a"),
-        ] {
-            let rules = Rules::new(&[settings]).unwrap();
-            let rewritten = rules.decide(url).rewrite(url.parse().unwrap()).unwrap();
-            assert_eq!(rewritten.to_string(), expected);
-        }
+        assert_eq!(Rules::default().decide(&Method::GET, "http://h/any"), Decision::SWARM);
+        assert_eq!(Rules::default().decide(&Method::HEAD, "http://h/any"), Decision::DIRECT);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
+use std::os::unix::fs::PermissionsExt;
 
 fn args(out: &Path, hosts: &str) -> GenCaArgs {
     let hosts = hosts.split(',').map(|host| host.parse().unwrap()).collect();
