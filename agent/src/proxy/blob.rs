@@ -27,7 +27,7 @@ use crate::admin::metrics::FallbackReason;
 
 /// How long the headers wait for the first bytes, so that a failure can still become the registry's own answer. After
 /// that they are sent, since some clients give up on a server that does not begin to answer.
-const FIRST_BYTES_WAIT: Duration = Duration::from_secs(1);
+pub(super) const FIRST_BYTES_WAIT: Duration = Duration::from_secs(1);
 
 /// Headers that make a request conditional. The registry knows its own validators best, so it answers these itself.
 const CONDITIONS: [HeaderName; 5] = [IF_MATCH, IF_NONE_MATCH, IF_RANGE, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];

@@ -137,12 +137,28 @@ pub(super) struct CheckedBody<B> {
     /// None when the end was reached.
     hasher: Option<Whole>,
     withheld: Option<Bytes>,
+    /// Read before the headers were sent.
+    first: Option<Bytes>,
 }
 
 impl<B> CheckedBody<B> {
     /// A body that is to have that digest.
     pub(super) fn new(body: B, digest: Digest) -> Self {
-        Self { body, digest, hasher: Some(Whole::new(&digest)), withheld: None }
+        Self { body, digest, hasher: Some(Whole::new(&digest)), withheld: None, first: None }
+    }
+}
+
+impl<B> CheckedBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    /// Reads the first bytes that may go out, so that a blob which is wrong before that can be answered with an error
+    /// instead of a connection that ends without any answer. May be given up and left to the body itself.
+    pub(super) async fn begin(&mut self) -> Result<(), CutError> {
+        if let Some(frame) = self.frame().await {
+            self.first = frame?.into_data().ok();
+        }
+        Ok(())
     }
 }
 
@@ -155,6 +171,9 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutError>>> {
         let this = self.get_mut();
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
         while let Some(hasher) = &mut this.hasher {
             let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
@@ -178,11 +197,11 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.hasher.is_none()
+        self.hasher.is_none() && self.first.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let withheld = self.withheld.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let withheld = [&self.withheld, &self.first].into_iter().flatten().map(|bytes| bytes.len() as u64).sum::<u64>();
         self.body.size_hint().exact().map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + withheld))
     }
 }

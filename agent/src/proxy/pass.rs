@@ -9,11 +9,13 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
+use tokio::time::timeout;
 
 use super::Proxy;
-use super::body::{self, AnswerBody, CheckedBody, ClientBody, PassedBody};
+use super::blob::FIRST_BYTES_WAIT;
+use super::body::{self, AnswerBody, CheckedBody, ClientBody, CutError, PassedBody};
 use super::respond::Refusal;
-use super::seam::{Authorize, Blobs, Client, Origin, Repository};
+use super::seam::{Authorize, Blobs, Client, Fault, Origin, Repository};
 
 /// Bytes of a manifest that is looked at, the limit that registries have as well (S26). Longer ones pass unseen.
 const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -38,14 +40,22 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     /// Of a part the client has to check the whole itself.
     pub(super) async fn pass_blob(&self, head: Parts, digest: Digest) -> Result<Response<AnswerBody>, Refusal> {
         let asked_whole = !head.headers.contains_key(RANGE);
+        let host = head.uri.host().unwrap_or_default().to_owned();
         let answer = self.exchange(Request::from_parts(head, body::nothing())).await?;
         let whole =
             asked_whole && answer.status() == StatusCode::OK && !answer.headers().contains_key(CONTENT_ENCODING);
         let passed = self.metrics.passed_bytes.clone();
-        Ok(answer.map(|answer| {
-            let counted = PassedBody::<_, fn(&[u8])>::new(answer, passed);
-            if whole { body::streamed(CheckedBody::new(counted, digest)) } else { body::streamed(counted) }
-        }))
+        let answer = answer.map(|answer| PassedBody::<_, fn(&[u8])>::new(answer, passed));
+        if !whole {
+            return Ok(answer.map(body::streamed));
+        }
+        let mut answer = answer.map(|counted| CheckedBody::new(counted, digest));
+        match timeout(FIRST_BYTES_WAIT, answer.body_mut().begin()).await {
+            // In time, or the wait goes on in the body.
+            Ok(Ok(())) | Err(_) => Ok(answer.map(body::streamed)),
+            Ok(Err(CutError::Source(source))) => Err(Refusal::Upstream { host, fault: Fault::Broken, source }),
+            Ok(Err(wrong)) => Err(Refusal::Wrong(wrong.into())),
+        }
     }
 
     /// The same for a manifest, which the authorizer gets to see before the client has all of it.

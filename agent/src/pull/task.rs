@@ -18,6 +18,7 @@ use darter_tracker::{
     Added, ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse,
     ReportPieceResponse, Tracker as _, TrackerError,
 };
+use http::StatusCode;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -436,6 +437,12 @@ impl Driver {
         let asked = self.runs.remove(&run);
         self.last_trouble = error.to_string();
         self.troubles += match error {
+            // The registry is there but cannot serve: if it goes on like that, the client is to hear it.
+            OriginError::Busy { answer: Some(answer), retry_after }
+                if answer.status() == StatusCode::SERVICE_UNAVAILABLE && *retry_after <= BUSY_PATIENCE =>
+            {
+                1
+            }
             // The whole cluster waits, and so does the client.
             OriginError::Busy { retry_after, .. } if *retry_after <= BUSY_PATIENCE => 0,
             // A registry that wants to be left alone for longer says so to the client itself.
@@ -444,6 +451,9 @@ impl Driver {
         };
         if matches!(error, OriginError::NoRange) {
             return Err(PullError::NoRange);
+        }
+        if matches!(error, OriginError::OtherLength) {
+            return Err(PullError::Unsuited { reason: error.to_string() });
         }
         let mut failure = failure;
         if failure == OriginFailure::Refused {

@@ -35,3 +35,4 @@ mod seed;
 mod stop;
 mod tracker;
 mod transport;
+mod unruly;

@@ -38,7 +38,7 @@ async fn head_or_first_byte(upstream: &Upstream, origin: &BlobOrigin) -> Result<
     let status = asked.response.status();
     let unknown = matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
     if unknown || (!asked.by_registry && status.is_client_error()) {
-        return upstream.follow(&Method::GET, origin, Some(&(0..1))).await;
+        return upstream.part(origin, &(0..1)).await;
     }
     Ok(asked)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
-use http::{Method, Response, StatusCode, Uri};
+use http::{Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
@@ -71,7 +71,10 @@ pub enum OriginError {
     /// Its reply contradicts itself or what was asked. The registry's fault; another try may help.
     #[error("the registry's reply is wrong: {0}")]
     Broken(&'static str),
-    /// It does not serve parts of blobs.
+    /// It says that the blob has another length than it, or a manifest, said before. Its own answer is what helps.
+    #[error("the blob has another length than was said")]
+    OtherLength,
+    /// It does not serve the parts of the blob that are asked for, but none, others, or encoded ones.
     #[error("the registry does not serve ranges")]
     NoRange,
     /// It stopped sending. May be retried.
@@ -101,7 +104,7 @@ impl OriginError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused { by_registry, .. } => !by_registry,
-            Self::NoRange => false,
+            Self::NoRange | Self::OtherLength => false,
             Self::Unreachable(error) => !error.is_refused(),
             Self::Busy { .. } | Self::Broken(_) | Self::Stalled | Self::Failed(_) | Self::Cut(_) => true,
         }
@@ -113,7 +116,7 @@ impl OriginError {
         match self {
             Self::Unreachable(error) => error.is_down(),
             Self::Failed(_) | Self::Stalled | Self::Cut(_) => true,
-            Self::Refused { .. } | Self::Busy { .. } | Self::Broken(_) | Self::NoRange => false,
+            Self::Refused { .. } | Self::Busy { .. } | Self::Broken(_) | Self::NoRange | Self::OtherLength => false,
         }
     }
 }
@@ -160,11 +163,7 @@ impl Upstream {
         if let Some(retry_after) = self.limits.paused(registry, credential) {
             return Err(OriginError::Busy { retry_after, answer: None });
         }
-        let mut asked = self.follow(&Method::GET, origin, Some(&bytes)).await?;
-        if !asked.by_registry && asked.response.status().is_client_error() && !is_busy(asked.response.status()) {
-            // A signed URL expires; the registry gives a fresh one.
-            asked = self.follow(&Method::GET, origin, Some(&bytes)).await?;
-        }
+        let asked = self.part(origin, &bytes).await?;
         let status = asked.response.status();
         if !status.is_success() {
             let error = refusal(asked).await;
@@ -184,7 +183,8 @@ impl Upstream {
     }
 }
 
-fn is_busy(status: StatusCode) -> bool {
+/// Whether a status asks to be left alone for a while.
+pub(super) fn is_busy(status: StatusCode) -> bool {
     matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
 }
 
@@ -196,7 +196,8 @@ pub(super) async fn refusal(asked: Asked) -> OriginError {
         return OriginError::Busy { retry_after, answer: Some(Box::new(collected(asked.response).await)) };
     }
     match status {
-        StatusCode::RANGE_NOT_SATISFIABLE => OriginError::Broken("it has no such range"),
+        // Only parts of what it said that it has are asked for.
+        StatusCode::RANGE_NOT_SATISFIABLE => OriginError::NoRange,
         status if status.is_client_error() => {
             OriginError::Refused { by_registry: asked.by_registry, answer: Box::new(collected(asked.response).await) }
         }
@@ -231,18 +232,19 @@ async fn collected(response: Response<Incoming>) -> Response<Bytes> {
 fn check(response: &Response<Incoming>, bytes: &Range<u64>, length: u64) -> Result<(), OriginError> {
     let headers = response.headers();
     if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(OriginError::Broken("the blob is encoded although that was not asked for"));
+        // Parts of something else than the blob.
+        return Err(OriginError::NoRange);
     }
     let size = content_length(headers)?;
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let (range, total) =
                 content_range(headers).ok_or(OriginError::Broken("its range is missing or malformed"))?;
-            if range != *bytes {
-                return Err(OriginError::Broken("it sent another range"));
-            }
             if total != length {
-                return Err(OriginError::Broken("the blob has another length"));
+                return Err(OriginError::OtherLength);
+            }
+            if range != *bytes {
+                return Err(OriginError::NoRange);
             }
             if size.is_some_and(|size| size != bytes.end - bytes.start) {
                 return Err(OriginError::Broken("its length does not fit its range"));
@@ -250,8 +252,9 @@ fn check(response: &Response<Incoming>, bytes: &Range<u64>, length: u64) -> Resu
             Ok(())
         }
         StatusCode::OK if *bytes != (0..length) => Err(OriginError::NoRange),
-        StatusCode::OK if size == Some(length) => Ok(()),
-        StatusCode::OK => Err(OriginError::Broken("the blob has another length")),
+        // Without a length the body is counted as it is read.
+        StatusCode::OK if size.is_none_or(|size| size == length) => Ok(()),
+        StatusCode::OK => Err(OriginError::OtherLength),
         _ => Err(OriginError::Broken("its status is not one for a blob")),
     }
 }

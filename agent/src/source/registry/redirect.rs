@@ -40,6 +40,20 @@ impl Asked {
 }
 
 impl Upstream {
+    /// Asks for a part of a blob as [`Self::follow`] does, and once more if the host that the registry redirected to refuses: a
+    /// signed URL expires, and the registry gives a fresh one.
+    ///
+    /// # Errors
+    /// As of [`Self::follow`].
+    pub async fn part(&self, origin: &BlobOrigin, range: &Range<u64>) -> Result<Asked, OriginError> {
+        let asked = self.follow(&Method::GET, origin, Some(range)).await?;
+        let status = asked.response.status();
+        if asked.by_registry || !status.is_client_error() || fetch::is_busy(status) {
+            return Ok(asked);
+        }
+        self.follow(&Method::GET, origin, Some(range)).await
+    }
+
     /// Asks for a blob, or a part of it, with the client's own headers, and follows redirects. Every hop passes the dial
     /// filter. What the client sent goes to the registry's origin alone; once a hop left it, nothing gets it back.
     ///

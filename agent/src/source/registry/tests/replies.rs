@@ -28,27 +28,42 @@ async fn a_reply_is_taken_if_it_is_exactly_what_was_asked_for() {
 #[tokio::test]
 async fn a_reply_that_contradicts_is_broken() {
     for wrong in [
-        reply(206, &[("content-range", "bytes 4-8/36")], b"45678"),
-        reply(206, &[("content-range", "bytes 5-8/36")], b"5678"),
-        reply(206, &[("content-range", "bytes 5-9/37")], b"56789"),
         reply(206, &[("content-range", "bytes 5-9/*")], b"56789"),
         reply(206, &[("content-type", "multipart/byteranges; boundary=x")], b"56789"),
         reply(206, &[RANGE, RANGE], b"56789"),
         reply(206, &[RANGE, ("content-length", "6")], b"567890"),
-        reply(206, &[RANGE, ("content-encoding", "gzip")], b"56789"),
         reply(206, &[RANGE, CHUNKED], b"4\r\n5678\r\n0\r\n\r\n"),
         reply(206, &[RANGE, CHUNKED], b"6\r\n567890\r\n0\r\n\r\n"),
         reply(204, &[], b""),
         reply(304, &[], b""),
         reply(300, &[], b""),
         reply(302, &[], b""),
-        reply(416, &[("content-range", "bytes */3")], b""),
     ] {
         let text = String::from_utf8_lossy(&wrong).into_owned();
         let error = fetched(wrong).await.unwrap_err();
         assert!(matches!(error, OriginError::Broken(_)), "{text}: {error}");
         assert!(error.is_retryable());
     }
+}
+
+#[tokio::test]
+async fn who_serves_none_of_the_parts_other_ones_or_encoded_ones_serves_no_ranges() {
+    for wrong in [
+        reply(416, &[("content-range", "bytes */3")], b""),
+        reply(206, &[("content-range", "bytes 4-8/36")], b"45678"),
+        reply(206, &[("content-range", "bytes 5-8/36")], b"5678"),
+        reply(206, &[RANGE, ("content-encoding", "gzip")], b"56789"),
+    ] {
+        let text = String::from_utf8_lossy(&wrong).into_owned();
+        let error = fetched(wrong).await.unwrap_err();
+        assert!(matches!(error, OriginError::NoRange) && !error.is_retryable(), "{text}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn another_length_is_not_asked_for_again() {
+    let error = fetched(reply(206, &[("content-range", "bytes 5-9/37")], b"56789")).await.unwrap_err();
+    assert!(matches!(error, OriginError::OtherLength) && !error.is_retryable() && !error.is_down(), "{error}");
 }
 
 #[tokio::test]
@@ -78,13 +93,20 @@ async fn the_whole_blob_is_taken_only_where_it_was_asked_for() {
     for (reply, works) in [
         (reply(200, &[], BLOB), true),
         (reply(200, &[], &BLOB[1..]), false),
+        (reply(200, &[CHUNKED], &[b"24\r\n", BLOB, b"\r\n0\r\n\r\n"].concat()), true),
         (reply(200, &[CHUNKED], b"0\r\n\r\n"), false),
         (reply(200, &[("content-encoding", "gzip")], BLOB), false),
     ] {
         let registry = Origin::start(move |_| Reply::Close(reply.clone())).await;
         match upstream.fetch(&origin(&registry.url("/b"), &[]), 0..LENGTH, LENGTH).await {
-            Ok(body) => assert_eq!((works, &read_all(body).await.unwrap()[..]), (true, BLOB)),
-            Err(error) => assert!(!works && matches!(error, OriginError::Broken(_)), "{error}"),
+            Ok(body) if works => assert_eq!(&read_all(body).await.unwrap()[..], BLOB),
+            Ok(body) => assert!(matches!(read_all(body).await, Err(OriginError::Broken(_)))),
+            Err(error) => {
+                assert!(
+                    !works && matches!(error, OriginError::Broken(_) | OriginError::OtherLength | OriginError::NoRange),
+                    "{error}"
+                )
+            }
         }
     }
     let from = origin("http://127.0.0.1:1/b", &[]);
