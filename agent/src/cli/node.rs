@@ -1,8 +1,8 @@
 //! `darter node configure`: the files with which a container runtime pulls through this node's agent.
 //!
-//! In this order: what the files should say ([`containerd`], [`docker`], [`crio`]; they read what is there and refuse
-//! where it would have to go), whether the agent can do what they promise ([`probe`]), and only then the writing, with a
-//! record of what was there before ([`record`]), so that it can be undone to the byte.
+//! In this order: what the files should say (`containerd`, `docker`, `crio`; they read what is there and refuse
+//! where it would have to go), whether the agent can do what they promise (`probe`), and only then the writing, with a
+//! record of what was there before (`record`), so that it can be undone to the byte.
 //!
 //! Not here: restarting a runtime. That ends containers on some hosts, so it is said and left to the operator.
 
