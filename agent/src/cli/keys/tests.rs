@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -17,7 +18,6 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
-use std::os::unix::fs::PermissionsExt;
 
 fn args(out: &Path, hosts: &str) -> GenCaArgs {
     let hosts = hosts.split(',').map(|host| host.parse().unwrap()).collect();
