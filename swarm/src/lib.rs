@@ -19,4 +19,5 @@ pub mod task;
 pub mod upload;
 pub mod wire;
 
+mod patience;
 mod recent;

@@ -39,6 +39,7 @@ use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
 use crate::home::STALLED;
+use crate::patience::{PATIENCE_MAX, Patience};
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
 /// cost a thousand per GiB and neighbour. At a gigabit per second a piece takes 2 ms, and news that is as old as some pieces
@@ -76,6 +77,9 @@ pub struct Task {
     starved: bool,
     readers: BTreeMap<ReaderId, Waiting>,
     stranded: Stranded,
+    patience: Patience,
+    /// Peers that were given up as silent, and when they had last given a sign of life: should they give another, they were alive.
+    doubted: BTreeMap<NodeId, Instant>,
     /// It is fetched ahead of anybody's reading.
     background: bool,
     /// Arrived, and not told to the neighbours yet, since when.
@@ -116,6 +120,8 @@ impl Task {
             starved: false,
             readers: BTreeMap::new(),
             stranded: Stranded::default(),
+            patience: Patience::default(),
+            doubted: BTreeMap::new(),
             background: false,
             untold: Vec::new(),
             untold_since: None,
@@ -272,7 +278,7 @@ impl Task {
     /// [`crate::intake`] decides. Without room no turn is asked for until [`Self::handle_room`] tells of some.
     pub fn handle_turn(&mut self, peer: NodeId, room: bool, now: Instant) {
         let waited = self.neighbours.get_mut(&peer).is_some_and(|neighbour| {
-            neighbour.heard(now);
+            let _ = neighbour.heard(now);
             neighbour.leave_line()
         });
         if waited && !self.is_complete() {
@@ -320,19 +326,25 @@ impl Task {
         self.advance(now);
     }
 
-    /// Who owes an answer: the home, and every neighbour that was asked for a turn or a piece.
+    /// Whose signs of life count: the home that owes an answer, every neighbour that was asked for a turn or a piece, and those
+    /// that were given up as silent.
     #[must_use]
     pub fn debtors(&self) -> Vec<NodeId> {
         let asked = self.neighbours.iter().filter(|(_, neighbour)| !neighbour.owes_nothing()).map(|(peer, _)| *peer);
-        asked.chain(self.link.debtor()).collect()
+        asked.chain(self.link.debtor()).chain(self.doubted.keys().copied()).collect()
     }
 
     /// Something has come from a member that owes an answer, so it is alive.
     pub fn handle_alive(&mut self, peer: NodeId, now: Instant) {
-        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
-            neighbour.heard(now);
+        let waited = self.neighbours.get_mut(&peer).and_then(|neighbour| neighbour.heard(now));
+        let last = [waited, self.link.heard(peer, now), self.doubted.remove(&peer)].into_iter().flatten().min();
+        if let Some(last) = last
+            && self.patience.note(peer, now.saturating_duration_since(last), now)
+        {
+            for (peer, neighbour) in &mut self.neighbours {
+                neighbour.set_patience(self.patience.with(*peer, Duration::ZERO));
+            }
         }
-        self.link.heard(peer, now);
         self.deadline = None;
     }
 
@@ -509,6 +521,12 @@ impl Task {
         self.grace_until.is_none_or(|until| now >= until)
     }
 
+    /// Notes that `peer`, from which nothing has come since `last`, is given up: should it give a sign of life, that was too soon.
+    fn doubt(&mut self, peer: NodeId, last: Instant, now: Instant) {
+        self.doubted.retain(|_, last| now.saturating_duration_since(*last) <= PATIENCE_MAX);
+        self.doubted.entry(peer).or_insert(last);
+    }
+
     /// Something is to be looked at by `at`.
     fn sooner(&mut self, at: Instant) {
         self.deadline = self.deadline.map(|deadline| deadline.min(at));
@@ -528,7 +546,7 @@ impl Task {
             .chain(requests)
             .chain(fallbacks)
             .chain(self.stranded.deadline(now))
-            .chain(self.link.deadlines(now))
+            .chain(self.link.deadlines(&self.patience, now))
             .chain(self.origin.deadlines(now))
             .min()
             .unwrap_or(far)

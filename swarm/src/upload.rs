@@ -20,9 +20,10 @@ pub const AHEAD: usize = 1;
 /// Peers that wait in line, per task: all neighbours, and some whom the home has sent.
 pub const QUEUE_PER_TASK: usize = 64;
 
-/// How long an offered turn is kept for a peer that does not say what it wants, since it is dead, frozen or behind a crowded link.
-/// Whoever owns the line gives it to the next then.
-pub const OFFER_MAX: Duration = Duration::from_millis(500);
+/// How long an offered turn is kept for a peer that does not say what it wants, since it is dead or frozen. Whoever owns the line
+/// gives it to the next then. An answer may be on its way through a crowded link for long: where it takes longer than this, no
+/// turn is ever taken.
+pub const OFFER_MAX: Duration = Duration::from_secs(2);
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -263,13 +263,21 @@ impl Knowledge<'_> {
     }
 }
 
+/// A member that did not answer a call.
+struct Silent {
+    /// When it is asked again.
+    until: Instant,
+    /// Packets that had come from it, if none came in answer to the call: one more shows that it was late and not dead.
+    received: Option<u64>,
+}
+
 /// The [`Tracker`] over gossip membership.
 pub struct GossipTracker {
     me: NodeId,
     home: HomeHandle,
     /// `None` for an agent without a secret: it has no peers and is its own home.
     peers: Option<(Transport, watch::Receiver<Arc<Roster>>)>,
-    silent: Mutex<BTreeMap<NodeId, Instant>>,
+    silent: Mutex<BTreeMap<NodeId, Silent>>,
     isolation: watch::Sender<Isolation>,
     metrics: Arc<Metrics>,
 }
@@ -312,7 +320,9 @@ impl GossipTracker {
     pub fn homes_if_reached(&self, task: &TaskId) -> Vec<NodeId> {
         let now = Instant::now();
         let mut silent = lock(&self.silent);
-        silent.retain(|_, until| *until > now);
+        silent.retain(|node, silent| {
+            silent.until > now && silent.received.is_none_or(|before| self.received(*node) == before)
+        });
         let mut members = Vec::new();
         if let Some((_, roster)) = &self.peers {
             let roster = roster.borrow();
@@ -379,9 +389,10 @@ impl GossipTracker {
         }
     }
 
-    /// A member did not answer a call.
-    fn member_silent(&self, node: NodeId) {
-        lock(&self.silent).insert(node, Instant::now() + SILENT_FOR);
+    /// A member did not answer a call; when that was made, so many packets had come from it.
+    fn member_silent(&self, node: NodeId, before: u64) {
+        let received = Some(before).filter(|before| self.received(node) == *before);
+        lock(&self.silent).insert(node, Silent { until: Instant::now() + SILENT_FOR, received });
         self.member_failed(node);
     }
 
@@ -427,7 +438,7 @@ impl GossipTracker {
                     reply
                 }
                 Err(reason) => {
-                    self.member_silent(node);
+                    self.member_silent(node, verdict.received);
                     return Err(TrackerError::Unreachable { reason });
                 }
             }
@@ -490,7 +501,7 @@ impl Drop for Verdict<'_> {
     fn drop(&mut self) {
         let waited = self.since.elapsed() >= UNANSWERED;
         if !self.over && waited && self.tracker.received(self.node) == self.received {
-            self.tracker.member_silent(self.node);
+            self.tracker.member_silent(self.node, self.received);
         }
     }
 }

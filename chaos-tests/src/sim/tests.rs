@@ -1,5 +1,7 @@
 //! Small runs of the simulator.
 
+use std::time::Duration;
+
 use super::trace::{Filter, record, replay};
 use super::*;
 
@@ -59,6 +61,16 @@ fn a_calm_pull_costs_one_copy_and_little_more_than_the_bound() {
         assert_eq!((report.done, report.unfinished), (nodes, 0));
         assert!(report.egress <= 1.02, "{report:?}");
         assert!(report.last <= 1.35 && report.p50 <= report.last, "{report:?}");
+    }
+}
+
+/// Answers that come late are no deaths: a crowded link must not send everybody to the registry, which crowds it more.
+#[test]
+fn long_ways_cost_time_and_no_copies() {
+    for milliseconds in [100, 300, 600] {
+        let report = of(&scenario(|it| (it.nodes, it.latency) = (8, Duration::from_millis(milliseconds))));
+        assert_eq!(report.unfinished, 0, "{report:?}");
+        assert!(report.egress <= 1.05, "{milliseconds} ms: {report:?}");
     }
 }
 

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use darter_tracker::{Bitmap, Geometry, Lease, LeaseId, NodeId, PieceIndex, PieceRange};
 
+use crate::patience::{PATIENCE_MAX, Patience};
+
 /// A lease lapses after this long without progress: the registry is slow or the fetcher is gone. Fetchers renew while
 /// bytes come, so a slow registry does not cost the lease; on a crowded link a renewal takes a second or two to arrive. The
 /// leases of a dead fetcher do not wait for this: who asks it for something notices sooner, and says so.
 pub const LAPSE: Duration = Duration::from_secs(4);
 
-/// A lease lapses as well when nothing at all has come from its fetcher for this long: it says something every
-/// [`crate::task::link::RENEW`] while it is alive.
+/// A lease lapses as well when nothing at all has come from its fetcher for this long, or for longer where that is common: it
+/// says something every [`crate::task::link::RENEW`] while it is alive.
 pub const SILENT_FETCHER: Duration = Duration::from_secs(1);
 
 /// After this a reader does not wait for such a fetcher.
@@ -36,6 +38,9 @@ pub const REQUESTS_BASE: u64 = 8;
 #[derive(Debug, Default)]
 pub struct Leases {
     held: BTreeMap<LeaseId, Held>,
+    patience: Patience,
+    /// Fetchers that were given up as silent, and when something had last come from them.
+    doubted: BTreeMap<NodeId, Instant>,
 }
 
 #[derive(Debug)]
@@ -51,9 +56,14 @@ struct Held {
 impl Leases {
     /// Frees the leases that made no progress for [`LAPSE`].
     pub fn expire(&mut self, now: Instant) {
+        self.doubted.retain(|_, last| now.saturating_duration_since(*last) <= PATIENCE_MAX);
         self.held.retain(|_, held| {
             let since = |at: Instant| now.saturating_duration_since(at);
-            let alive = since(held.progress) < LAPSE && since(held.alive) < SILENT_FETCHER;
+            let silent = since(held.alive) >= self.patience.with(held.to, SILENT_FETCHER);
+            let alive = since(held.progress) < LAPSE && !silent;
+            if silent {
+                self.doubted.entry(held.to).or_insert(held.alive);
+            }
             if !alive {
                 tracing::debug!(to = %held.to, open = held.open.count(), "a lease lapses");
             }
@@ -70,20 +80,30 @@ impl Leases {
     /// Whether the fetcher of `piece` has been silent for so long that no reader shall wait for it.
     #[must_use]
     pub fn silent(&self, piece: PieceIndex, now: Instant) -> bool {
-        let silent = |held: &&Held| now.saturating_duration_since(held.alive) >= SILENT_URGENT;
+        let silent =
+            |held: &&Held| now.saturating_duration_since(held.alive) >= self.patience.with(held.to, SILENT_URGENT);
         self.held.values().filter(|held| held.open.contains(piece)).all(|held| silent(&held))
     }
 
     /// Notes that something has come from `node`.
     pub fn heard(&mut self, node: NodeId, now: Instant) {
+        let mut last = self.doubted.remove(&node);
         for held in self.held.values_mut().filter(|held| held.to == node) {
-            held.alive = now;
+            last = last.max(Some(std::mem::replace(&mut held.alive, now)));
+        }
+        if let Some(last) = last {
+            self.patience.note(node, now.saturating_duration_since(last), now);
         }
     }
 
     /// Who is fetching.
     pub fn holders(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.held.values().map(|held| held.to)
+    }
+
+    /// Whose signs of life count: who is fetching, and who was given up as silent.
+    pub fn watched(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.holders().chain(self.doubted.keys().copied())
     }
 
     /// How many members are fetching.
@@ -111,8 +131,8 @@ impl Leases {
 
     /// Notes progress of `node`'s lease; `None` if it is over.
     pub fn renew(&mut self, id: LeaseId, node: NodeId, now: Instant) -> Option<()> {
-        let held = self.held.get_mut(&id).filter(|held| held.to == node)?;
-        (held.progress, held.alive) = (now, now);
+        self.heard(node, now);
+        self.held.get_mut(&id).filter(|held| held.to == node)?.progress = now;
         Some(())
     }
 

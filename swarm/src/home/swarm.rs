@@ -108,9 +108,9 @@ impl Swarm {
         self.members.values_mut().for_each(|member| member.registered = false);
     }
 
-    /// Who is fetching.
+    /// Whose signs of life count.
     pub(super) fn fetchers(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.leases.holders()
+        self.leases.watched()
     }
 
     /// Notes that something has come from `node`.

@@ -1,7 +1,7 @@
 //! Neighbours come and go, and tell what they hold.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use darter_tracker::{Bitmap, ErrorKind, NodeId, PieceIndex, PieceRange, PieceSource};
 
@@ -122,7 +122,8 @@ impl Task {
                 self.forget_offers(expendable);
                 self.neighbours.remove(&expendable);
             }
-            self.neighbours.insert(peer, Neighbour::new(self.geometry.pieces()));
+            let patience = self.patience.with(peer, Duration::ZERO);
+            self.neighbours.insert(peer, Neighbour::new(self.geometry.pieces(), patience));
         }
         true
     }

@@ -90,7 +90,7 @@ impl Task {
             };
             return if asked.iter().all(late) { Need::Hedge } else { Need::Nothing };
         }
-        if waited >= SILENT_READER && self.link.silent(now) {
+        if waited >= SILENT_READER && self.link.silent(&self.patience, now) {
             return Need::Alone;
         }
         if waited >= READER_BUDGET { Need::Urgent } else { Need::Nothing }
@@ -120,7 +120,7 @@ impl Task {
         for waiting in self.waiting() {
             match self.need(&waiting, now) {
                 Need::Nothing | Need::Urgent => {}
-                Need::Hedge if !self.hedge(waiting.piece, now) && self.link.silent(now) => {
+                Need::Hedge if !self.hedge(waiting.piece, now) && self.link.silent(&self.patience, now) => {
                     self.go_alone(waiting.piece, now)
                 }
                 Need::Hedge => {}
@@ -195,7 +195,7 @@ impl Task {
         if !self.origin.may_ask(now) {
             return;
         }
-        let length = if self.link.given_up(now) { self.geometry.pieces() } else { 1 };
+        let length = if self.link.given_up(&self.patience, now) { self.geometry.pieces() } else { 1 };
         let count = (piece.0..self.geometry.pieces())
             .map(PieceIndex)
             .take(length as usize)

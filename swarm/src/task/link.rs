@@ -13,6 +13,7 @@ use darter_tracker::{
 };
 
 use super::{Action, RunId, Task};
+use crate::patience::Patience;
 
 /// A home that owes an answer and from which nothing has come for this long is left for the next in rank.
 ///
@@ -218,11 +219,19 @@ impl Link {
         self.home().filter(|_| self.owed_since().is_some())
     }
 
-    /// Notes that something has come from `node`.
-    pub(super) fn heard(&mut self, node: NodeId, now: Instant) {
-        if self.home() == Some(node) {
-            self.heard = Some(now);
+    /// Notes that something has come from `node`; returns since when it had been silent, if it is the home and owed an answer.
+    pub(super) fn heard(&mut self, node: NodeId, now: Instant) -> Option<Instant> {
+        if self.home() != Some(node) {
+            return None;
         }
+        let silent_since = self.silent_since();
+        self.heard = Some(now);
+        silent_since
+    }
+
+    /// Since when nothing has come from the present home, if it owes an answer.
+    fn silent_since(&self) -> Option<Instant> {
+        self.owed_since().map(|owed| self.heard.map_or(owed, |heard| heard.max(owed)))
     }
 
     /// When the first call was made that the present home has not answered.
@@ -243,9 +252,10 @@ impl Link {
     }
 
     /// When the present home is to be left, unless something comes from it.
-    fn leave_at(&self) -> Option<Instant> {
+    fn leave_at(&self, patience: &Patience) -> Option<Instant> {
         let first = !self.moved && self.at == 0;
-        self.waiting_since().map(|since| since + if first { SILENT_STRANGER } else { SILENT_HOME })
+        let silence = if first { SILENT_STRANGER } else { SILENT_HOME };
+        Some(self.waiting_since()? + patience.with(self.home()?, silence))
     }
 
     /// Since when no home has answered.
@@ -254,13 +264,26 @@ impl Link {
     }
 
     /// Whether a reader has waited for a home long enough.
-    pub(super) fn silent(&self, now: Instant) -> bool {
-        self.homeless() || self.without_since().is_some_and(|since| now >= since + SILENT_READER)
+    pub(super) fn silent(&self, patience: &Patience, now: Instant) -> bool {
+        self.homeless() || self.silent_at(patience).is_some_and(|at| now >= at)
+    }
+
+    fn silent_at(&self, patience: &Patience) -> Option<Instant> {
+        Some(self.without_since()? + SILENT_READER.max(self.usual_silence(patience) * 2))
+    }
+
+    /// How long the present home may well be silent.
+    fn usual_silence(&self, patience: &Patience) -> Duration {
+        self.home().map_or(SILENT_HOME, |home| patience.with(home, SILENT_HOME))
     }
 
     /// Whether no home has answered for so long that none will.
-    pub(super) fn given_up(&self, now: Instant) -> bool {
-        self.homeless() || self.silent_since.is_some_and(|since| now >= since + GIVEN_UP)
+    pub(super) fn given_up(&self, patience: &Patience, now: Instant) -> bool {
+        self.homeless() || self.given_up_at(patience).is_some_and(|at| now >= at)
+    }
+
+    fn given_up_at(&self, patience: &Patience) -> Option<Instant> {
+        Some(self.silent_since? + GIVEN_UP.max(self.usual_silence(patience) * 6))
     }
 
     /// Leaves the present home for the one at `at` in rank, or the first.
@@ -292,16 +315,15 @@ impl Link {
         due
     }
 
-    pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> {
+    pub(super) fn deadlines(&self, patience: &Patience, now: Instant) -> impl Iterator<Item = Instant> {
         let pull = Some(self.next_pull).filter(|_| self.registered && self.pull_sent.is_none());
-        let without = self.without_since();
         let again: Vec<Instant> = self
             .order
             .iter()
             .take(self.at + 1)
             .filter_map(|node| self.asked.get(node).filter(|asked| asked.sent.is_none())?.again)
             .collect();
-        [self.leave_at(), without.map(|since| since + SILENT_READER), without.map(|since| since + GIVEN_UP), pull]
+        [self.leave_at(patience), self.silent_at(patience), self.given_up_at(patience), pull]
             .into_iter()
             .flatten()
             .chain(again)
@@ -312,7 +334,10 @@ impl Link {
 impl Task {
     /// Makes the calls that are due.
     pub(super) fn drive_link(&mut self, now: Instant) {
-        if self.may_judge(now) && self.link.leave_at().is_some_and(|at| now >= at) {
+        if self.may_judge(now) && self.link.leave_at(&self.patience).is_some_and(|at| now >= at) {
+            if let Some((home, last)) = self.link.home().zip(self.link.silent_since()) {
+                self.doubt(home, last, now);
+            }
             self.link.turn_to(self.link.at + 1, now);
         }
         for home in self.link.homes_to_ask(now) {

@@ -64,6 +64,8 @@ pub struct Neighbour {
     refusals: u32,
     /// When something last came from it, if that was noticed.
     heard: Option<Instant>,
+    /// Silence that proves nothing where this peer is concerned.
+    patience: Duration,
     /// How long its pieces take; `None` before the first.
     latency: Option<Duration>,
 }
@@ -75,7 +77,7 @@ struct Request {
 }
 
 impl Neighbour {
-    pub(super) fn new(pieces: u32) -> Self {
+    pub(super) fn new(pieces: u32, patience: Duration) -> Self {
         Self {
             has: Bitmap::new(pieces),
             news: None,
@@ -89,6 +91,7 @@ impl Neighbour {
             failures: 0,
             refusals: 0,
             heard: None,
+            patience,
             latency: None,
         }
     }
@@ -200,7 +203,7 @@ impl Neighbour {
     /// Notes that it is asked for a turn; returns when its silence is to be judged.
     pub(super) fn line_up(&mut self, now: Instant) -> Instant {
         self.in_line = Some(now);
-        now + SILENCE
+        now + self.silence()
     }
 
     /// Notes that it waits for a turn no longer; tells whether it did.
@@ -236,12 +239,33 @@ impl Neighbour {
     /// Whether nothing has come from it for a while since it was asked for `piece`.
     #[must_use]
     pub fn silent(&self, piece: PieceIndex, now: Instant) -> bool {
-        self.requests.get(&piece).is_some_and(|request| now >= self.alive(request.since) + HEDGE_SILENT)
+        self.requests.get(&piece).is_some_and(|request| now >= self.alive(request.since) + self.hedge_silent())
     }
 
-    /// Notes that something has come from it.
-    pub(super) fn heard(&mut self, now: Instant) {
+    /// Notes that something has come from it; returns since when it had been silent, if it owed something.
+    pub(super) fn heard(&mut self, now: Instant) -> Option<Instant> {
+        let silent_since = self.silent_since();
         self.heard = Some(now);
+        silent_since
+    }
+
+    /// Since when nothing has come from it, if it owes something.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let owed = self.requests.values().map(|request| request.since).chain(self.in_line).min();
+        owed.map(|since| self.alive(since))
+    }
+
+    /// Sets what silence proves nothing.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    fn silence(&self) -> Duration {
+        SILENCE.max(self.patience)
+    }
+
+    fn hedge_silent(&self) -> Duration {
+        HEDGE_SILENT.max(self.patience)
     }
 
     /// When it was last known to be alive, as far as something that it was asked for at `since` is concerned.
@@ -253,7 +277,7 @@ impl Neighbour {
     pub(super) fn ask(&mut self, piece: PieceIndex, bytes: u32, now: Instant) -> Instant {
         let transfer = Duration::from_millis(u64::from(bytes) * 1000 / RATE_MIN);
         self.requests.insert(piece, Request { since: now, deadline: now + DEADLINE_BASE + transfer });
-        now + HEDGE_SILENT
+        now + self.hedge_silent()
     }
 
     pub(super) fn delivered(&mut self, piece: PieceIndex, now: Instant) {
@@ -306,28 +330,28 @@ impl Neighbour {
 
     /// Whether nothing has come from it for so long that it offers no turn any more.
     pub(super) fn line_is_dead(&self, now: Instant) -> bool {
-        self.in_line.is_some_and(|since| now >= self.alive(since) + SILENCE)
+        self.in_line.is_some_and(|since| now >= self.alive(since) + self.silence())
     }
 
     /// The requests that are given up, and whether because the peer is silent.
     pub(super) fn overdue(&self, now: Instant) -> Vec<(PieceIndex, bool)> {
         let overdue = |(piece, request): (&PieceIndex, &Request)| {
-            let silent = now >= self.alive(request.since) + SILENCE;
+            let silent = now >= self.alive(request.since) + self.silence();
             (silent || now >= request.deadline).then_some((*piece, silent))
         };
         self.requests.iter().filter_map(overdue).collect()
     }
 
     pub(super) fn deadlines(&self, now: Instant) -> impl Iterator<Item = Instant> + '_ {
-        let hedge = self.hedge_after();
+        let (hedge, hedge_silent, silence) = (self.hedge_after(), self.hedge_silent(), self.silence());
         self.requests
             .values()
             .flat_map(move |request| {
                 let alive = self.alive(request.since);
-                [request.since + hedge, alive + HEDGE_SILENT, alive + SILENCE, request.deadline]
+                [request.since + hedge, alive + hedge_silent, alive + silence, request.deadline]
             })
             .chain(self.paused_until)
-            .chain(self.in_line.map(|since| self.alive(since) + SILENCE))
+            .chain(self.in_line.map(move |since| self.alive(since) + silence))
             .filter(move |at| *at > now)
     }
 

@@ -306,7 +306,7 @@ impl Task {
             UNPASSED_PIECES.max((UNPASSED_BYTES / u64::from(self.geometry.piece_size().bytes())) as usize);
         let unpassed = self.origin.unpassed.len();
         let (braked, stopped) = (unpassed >= unpassed_max, unpassed >= unpassed_max * AWAITED);
-        let home_silent = self.link.silent(now);
+        let home_silent = self.link.silent(&self.patience, now);
         for (id, run) in &mut self.origin.runs {
             while run.credit < LEAD && run.next + run.credit < run.pieces.end() {
                 let piece = run.next + run.credit;

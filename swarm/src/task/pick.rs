@@ -43,6 +43,7 @@ impl Task {
         for (peer, piece, silent) in overdue {
             let kind = self.may_judge(now).then_some(ErrorKind::Unreachable);
             let Some(neighbour) = self.neighbours.get_mut(&peer) else { continue };
+            let last = neighbour.silent_since().filter(|_| silent);
             match piece {
                 Some(piece) => {
                     neighbour.fail(piece, kind, now, &mut self.rng);
@@ -53,6 +54,9 @@ impl Task {
                     neighbour.fail_turn(kind, now, &mut self.rng);
                     self.actions.push_back(Action::Decline { peer });
                 }
+            }
+            if let Some(last) = last {
+                self.doubt(peer, last, now);
             }
             // A peer that is merely slow is of use to others.
             if let Some(kind) = kind.filter(|_| silent) {
