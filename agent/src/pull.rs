@@ -13,6 +13,7 @@ pub mod task;
 
 mod ahead;
 mod execute;
+mod fetching;
 mod origins;
 mod place;
 mod possession;

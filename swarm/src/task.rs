@@ -71,6 +71,10 @@ pub struct Task {
     availability: Vec<u32>,
     link: Link,
     origin: Origin,
+    /// Runs that this node's other tasks have.
+    fetching_elsewhere: usize,
+    /// Whether it would fetch if they had fewer.
+    held_back: bool,
     /// Neither held nor asked of a peer; what the registry is asked for is among it.
     unasked: Bitmap,
     /// Whether a turn could not be taken since this node had no room: none is asked for before it has.
@@ -116,6 +120,8 @@ impl Task {
             neighbours: BTreeMap::new(),
             link: Link::new(homes, now),
             origin: Origin::default(),
+            fetching_elsewhere: 0,
+            held_back: false,
             unasked: Bitmap::new(geometry.pieces()),
             starved: false,
             readers: BTreeMap::new(),
@@ -245,7 +251,10 @@ impl Task {
             PullPieceResponse::Wait { retry_after, neighbours, paused } => {
                 self.origin.pause(paused.0, now);
                 self.meet(&neighbours, now);
-                self.link.pull_at(now + retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX));
+                let pause = retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX);
+                // What it was not asked for is asked for at once.
+                let at_once = self.held_back && self.may_fetch_more();
+                self.link.pull_at(if at_once { now } else { now + pause });
             }
             PullPieceResponse::Finish { .. } => self.link.pull_at(now + link::PULL_INTERVAL_MAX),
         }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::fetching::Fetching;
 use super::place::Places;
 use super::possession::{self, Possession};
 use super::prefetch::{AskedSeat, Prefetch};
@@ -68,6 +69,7 @@ pub struct Flights {
     pub(super) context: Context,
     /// For pieces on their way from peers.
     pub(super) places: Arc<Places>,
+    pub(super) fetching: Fetching,
     flights: Mutex<BTreeMap<TaskId, Arc<Flight>>>,
     beginning: tokio::sync::Mutex<()>,
     /// Blobs whose bytes did not match, with the proofs of those who vouched for them.
@@ -115,6 +117,7 @@ impl Flights {
         Arc::new(Self {
             context,
             places: Places::new(),
+            fetching: Fetching::default(),
             flights: Mutex::default(),
             beginning: tokio::sync::Mutex::default(),
             distrusted: Mutex::default(),

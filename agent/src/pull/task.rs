@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::PullError;
 use super::execute;
+use super::fetching::Share;
 use super::flight::{Context, Flight, Flights};
 use super::origins::Origins;
 use super::place::Place;
@@ -140,6 +141,8 @@ pub(super) struct Driver {
     offer: Option<(NodeId, execute::Taking)>,
     requests: BTreeMap<(NodeId, PieceIndex), AbortHandle>,
     runs: BTreeMap<RunId, OpenRun>,
+    /// What this pull and others fetch from registries.
+    fetching: Share,
     /// Tells when another pull has given a place for a piece back.
     freed: watch::Receiver<u64>,
     /// Packets that had come from those who owe an answer, when last looked at.
@@ -189,6 +192,7 @@ impl Driver {
         }
         Self {
             core,
+            fetching: flights.fetching.share(),
             freed: flights.places.freed(),
             progress: (blob.held().count(), now),
             flights,
@@ -231,7 +235,9 @@ impl Driver {
         let mut pulse = tokio::time::interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let outcome = loop {
+            self.core.handle_fetching_elsewhere(self.fetching.elsewhere(), Instant::now());
             self.perform();
+            self.fetching.set(self.core.fetching());
             if let Some(outcome) = self.outcome(&mut state) {
                 break outcome;
             }
@@ -251,6 +257,7 @@ impl Driver {
                     // A deadline that passed while something else was handled is not forgotten.
                     self.core.handle_timeout(Instant::now());
                 }
+                () = self.fetching.changed() => {}
                 Ok(()) = self.freed.changed(), if self.core.is_starved() => self.core.handle_room(Instant::now()),
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}

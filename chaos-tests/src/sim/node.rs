@@ -261,11 +261,27 @@ impl World {
         }
         self.tell_home(node, layer);
         self.announce(node, layer);
+        self.share_the_fetching(node, layer);
         let now = self.instant();
         let wake = self.pull(node, layer).task.poll_timeout(now);
         let wake = self.nanos(wake).max(self.now);
         if std::mem::replace(&mut self.pull(node, layer).wake, wake) != wake {
             self.agenda.put(wake, Event::Wake(node, layer, wake));
+        }
+    }
+
+    /// Lets the node's other layers know when this one fetches more or less.
+    fn share_the_fetching(&mut self, node: NodeNumber, layer: Layer) {
+        let now = self.instant();
+        let pull = self.pull(node, layer);
+        let fetching = pull.task.fetching();
+        if std::mem::replace(&mut pull.fetching, fetching) == fetching {
+            return;
+        }
+        for other in (0..self.layers.len() as Layer).filter(|other| *other != layer) {
+            let elsewhere = |(of, pull): (usize, &Pull)| if of == other as usize { 0 } else { pull.fetching };
+            let elsewhere = self.nodes[node as usize].pulls.iter().enumerate().map(elsewhere).sum();
+            self.with(node, other, |task| task.handle_fetching_elsewhere(elsewhere, now));
         }
     }
 
@@ -415,6 +431,7 @@ impl Pull {
             told_home: None,
             open: std::collections::BTreeSet::new(),
             runs: std::collections::BTreeMap::new(),
+            fetching: 0,
             reading: None,
             wake: Nanos::MAX,
             stall: 0,

@@ -74,6 +74,21 @@ fn long_ways_cost_time_and_no_copies() {
     }
 }
 
+/// The homes of all layers would lend to the few that ask first, and who is slow to pass on would hold up the whole image.
+#[test]
+fn many_layers_are_fetched_by_many_and_slow_ones_hold_up_nobody() {
+    let layers = |it: &mut Scenario| (it.nodes, it.image, it.layers) = (16, 128 << 20, 8);
+    let calm = of(&scenario(layers));
+    assert!(calm.egress <= 1.02 && calm.last <= 1.10, "{calm:?}");
+    for seed in 1..=6 {
+        let report = of(&scenario(|it| {
+            layers(it);
+            (it.slow, it.seed) = (0.125, seed);
+        }));
+        assert!(report.egress <= 1.02 && report.last <= 1.25, "{report:?}");
+    }
+}
+
 #[test]
 fn a_node_alone_reads_as_fast_as_its_link() {
     let report = of(&scenario(|it| it.nodes = 1));

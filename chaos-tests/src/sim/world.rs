@@ -112,6 +112,8 @@ pub struct Pull {
     /// Calls and meetings that are not answered.
     pub(super) open: BTreeSet<u64>,
     pub(super) runs: BTreeMap<RunId, Run>,
+    /// How many of them the node's other layers know of.
+    pub(super) fetching: usize,
     /// The piece that the client waits for, if it reads this layer, and since when.
     pub(super) reading: Option<(u32, Nanos)>,
     /// The next wake-up; earlier ones ring in vain.

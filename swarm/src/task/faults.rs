@@ -112,6 +112,34 @@ fn runs_of_a_former_home_do_not_keep_new_ones_out() {
     assert_eq!(rig.count(can_fetch), 1, "both runs are over");
 }
 
+#[test]
+fn a_node_with_enough_runs_elsewhere_fetches_what_its_reader_needs_and_the_rest_later() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.task.handle_reader_gone(ReaderId(1), rig.now);
+    rig.task.handle_fetching_elsewhere(origin::RUNS_PER_NODE, rig.now);
+    rig.registered(HOME);
+    let wait = || PullPieceResponse::Wait {
+        retry_after: link::PULL_INTERVAL_MAX,
+        neighbours: Vec::new(),
+        paused: Added::default(),
+    };
+    let can_fetch = |action: &Action| matches!(action, Action::Pull { request, .. } if request.can_fetch);
+    let asks = |action: &Action| matches!(action, Action::Pull { request, .. } if !request.can_fetch);
+    assert_eq!(rig.count(asks), 1, "others may have it");
+    rig.task.handle_pulled(node(HOME), wait(), rig.now);
+    rig.pass(link::PULL_INTERVAL_MAX);
+    assert_eq!(rig.count(can_fetch), 0);
+    rig.task.handle_pulled(node(HOME), wait(), rig.now);
+    rig.task.handle_fetching_elsewhere(0, rig.now);
+    assert_eq!(rig.count(can_fetch), 1, "another run has ended");
+    assert_eq!(rig.task.fetching(), 1, "it counts before the answer comes");
+    rig.task.handle_fetching_elsewhere(origin::RUNS_PER_NODE, rig.now);
+    rig.task.handle_pulled(node(HOME), wait(), rig.now);
+    rig.task.handle_reader(ReaderId(1), PieceIndex(0), rig.now);
+    rig.pass(fallback::READER_BUDGET + link::PULL_INTERVAL);
+    assert_eq!(rig.count(can_fetch), 1, "a reader waits");
+}
+
 /// The shell asks when to wake up after everything that happens, and signs of life happen all the time.
 #[test]
 fn a_lease_is_renewed_whatever_else_happens() {

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Added, LeaseId, NodeId, Pause, PieceIndex, PieceRange, PullPieceRequest, RegisterRequest, ReportPieceRequest,
-    TrackerError,
+    Added, Bitmap, LeaseId, NodeId, Pause, PieceIndex, PieceRange, PullPieceRequest, RegisterRequest,
+    ReportPieceRequest, TrackerError,
 };
 
-use super::{Action, RunId, Task};
+use super::origin::RUNS_PER_NODE;
+use super::pick::READER_PATIENCE;
+use super::{Action, RunId, Task, Waiting};
 use crate::patience::Patience;
 
 /// A home that owes an answer and from which nothing has come for this long is left for the next in rank.
@@ -59,6 +61,8 @@ pub(super) struct Link {
     /// How Register stands with each home that was asked.
     asked: BTreeMap<NodeId, Asked>,
     pull_sent: Option<Instant>,
+    /// Whether that may be answered with a lease.
+    pull_may_lend: bool,
     report_sent: Option<Instant>,
     /// When something last came from the present home, if that was noticed.
     heard: Option<Instant>,
@@ -104,6 +108,7 @@ impl Link {
             moved: false,
             asked: BTreeMap::new(),
             pull_sent: None,
+            pull_may_lend: false,
             report_sent: None,
             heard: None,
             next_pull: now,
@@ -143,7 +148,7 @@ impl Link {
     }
 
     /// Notes an answer to Register; tells whether the one who gave it is the present home now.
-    pub(super) fn registered(&mut self, home: NodeId, have: &darter_tracker::Bitmap, now: Instant) -> bool {
+    pub(super) fn registered(&mut self, home: NodeId, have: &Bitmap, now: Instant) -> bool {
         let Some(at) = self.order.iter().position(|node| *node == home) else { return false };
         self.asked.insert(home, Asked::default());
         // One of lower rank, from the time before the present one answered.
@@ -381,6 +386,31 @@ impl Task {
         self.actions.push_back(Action::Report { home, run, request });
     }
 
+    /// Runs that this task has of the registry, and one if it has asked for it.
+    #[must_use]
+    pub fn fetching(&self) -> usize {
+        self.origin.open() + usize::from(self.link.pull_sent.is_some() && self.link.pull_may_lend)
+    }
+
+    /// Tells what [`Self::fetching`] says of this node's other tasks together.
+    pub fn handle_fetching_elsewhere(&mut self, runs: usize, now: Instant) {
+        self.fetching_elsewhere = runs;
+        if self.held_back && self.may_fetch_more() {
+            self.link.pull_at(now);
+            self.advance(now);
+        }
+    }
+
+    pub(super) fn may_fetch_more(&self) -> bool {
+        self.fetching() + self.fetching_elsewhere < RUNS_PER_NODE
+    }
+
+    /// Whether a reader has waited a while for something that nobody offers.
+    fn reader_lacks(&self, unoffered: &Bitmap, now: Instant) -> bool {
+        let waits = |waiting: &Waiting| now >= waiting.since + READER_PATIENCE && unoffered.contains(waiting.piece);
+        self.readers.values().any(waits)
+    }
+
     fn pull(&mut self, home: NodeId, now: Instant) {
         if self.link.pull_sent.is_some() || self.is_complete() {
             return;
@@ -398,14 +428,16 @@ impl Task {
         }
         // While neighbours give something they will give the rest: whoever is sent to others only stands in more lines.
         let fed = unoffered.count() < wanted.count();
-        let can_fetch = self.origin.can_start(now);
+        let needed = self.reader_lacks(&unoffered, now);
+        self.held_back = !needed && !self.may_fetch_more();
+        let can_fetch = self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up());
         if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
             return;
         }
         let mut lacking = if fed { Vec::new() } else { PieceRange::gather(unoffered.iter()) };
         lacking.truncate(PullPieceRequest::LACKING_MAX);
-        (self.link.pull_sent, self.link.pulled_at) = (Some(now), now);
+        (self.link.pull_sent, self.link.pulled_at, self.link.pull_may_lend) = (Some(now), now, can_fetch);
         let request = PullPieceRequest {
             task: self.id,
             have: Some(self.have.clone()).filter(|have| !have.is_empty()),
