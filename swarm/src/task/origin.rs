@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use darter_tracker::{Lease, LeaseId, LeaseState, NodeId, Pause, PieceIndex, PieceRange, RegistryTag};
+use darter_tracker::{Geometry, Lease, LeaseId, LeaseState, NodeId, Pause, PieceIndex, PieceRange, RegistryTag};
 
 use super::link::{RENEW, Renewal};
 use super::{Action, OriginFailure, RunId, Task};
@@ -25,6 +25,9 @@ const AWAITED: usize = 4;
 
 /// A piece counts as passed on after this even if nobody took it, or after two piece times if those are longer.
 const PASSED_AFTER: Duration = Duration::from_millis(250);
+
+/// A fetched piece that no neighbour has taken for so long waits for a slow way out, or for neighbours that are busy.
+const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long a registry may take to its first byte (a cold object store behind two redirects); after that silence costs
 /// the lease.
@@ -92,6 +95,11 @@ impl Run {
     fn patience(&self) -> Duration {
         if self.begun { LAPSE } else { FIRST_BYTE }
     }
+}
+
+/// Fetched pieces that no neighbour has taken, at which the brake is on.
+fn unpassed_max(geometry: &Geometry) -> usize {
+    UNPASSED_PIECES.max((UNPASSED_BYTES / u64::from(geometry.piece_size().bytes())) as usize)
 }
 
 impl Origin {
@@ -219,8 +227,8 @@ impl Origin {
     }
 
     /// Whether neighbours take what is fetched as fast as it comes: who is slow to pass on shall not be lent more.
-    pub(super) fn keeps_up(&self) -> bool {
-        self.unpassed.len() < UNPASSED_PIECES
+    pub(super) fn keeps_up(&self, now: Instant) -> bool {
+        self.unpassed.values().all(|since| now.saturating_duration_since(*since) < TAKEN_WITHIN)
     }
 
     /// Runs of which there is more to ask for.
@@ -317,8 +325,7 @@ impl Task {
     pub(super) fn drive_origin(&mut self, now: Instant) {
         self.drop_dead_runs(now);
         self.forget_passed(now);
-        let unpassed_max =
-            UNPASSED_PIECES.max((UNPASSED_BYTES / u64::from(self.geometry.piece_size().bytes())) as usize);
+        let unpassed_max = unpassed_max(&self.geometry);
         let unpassed = self.origin.unpassed.len();
         let (braked, stopped) = (unpassed >= unpassed_max, unpassed >= unpassed_max * AWAITED);
         let home_silent = self.link.silent(&self.patience, now);
