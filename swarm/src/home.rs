@@ -2,6 +2,7 @@
 //! the registry once.
 //!
 //! - [`introductions`] makes neighbours of them.
+//! - `kept` finds out fetchers that give nobody what they have fetched.
 //! - [`lease`] keeps which member may fetch which run of pieces from the registry.
 //! - [`pause`] keeps which registries are to be left alone.
 //! - [`swarm`] keeps the members of one task: what they hold, whom they know, who is blamed.
@@ -10,6 +11,7 @@
 //! argument, randomness as a seed.
 
 pub mod introductions;
+mod kept;
 pub mod lease;
 pub mod pause;
 pub mod swarm;

@@ -113,6 +113,17 @@ fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
     }
 }
 
+/// Seeds in which lazy ones are among the first that are lent to. What they keep is fetched by others after seconds, not one piece
+/// after the other.
+#[test]
+fn fetchers_that_give_nothing_are_found_out() {
+    for seed in [3, 6, 8] {
+        let lazy = |it: &mut Scenario| (it.nodes, it.image, it.lazy, it.seed) = (16, 128 << 20, 0.2, seed);
+        let report = of(&scenario(lazy));
+        assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.6, "{report:?}");
+    }
+}
+
 #[test]
 fn a_registry_with_trouble_is_asked_until_it_answers() {
     let report = of(&scenario(|it| (it.registry_errors, it.registry_requests_max) = (0.3, Some(3))));

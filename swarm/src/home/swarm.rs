@@ -207,6 +207,9 @@ impl Swarm {
         if self.members[&from].is_complete() {
             return Ok(PullPieceResponse::Finish { geometry });
         }
+        if let Some(piece) = request.urgent {
+            self.find_keeper(from, piece, now);
+        }
         let distrusted = self.distrusted(from, now);
         let sources = self.sources(from, request, &distrusted, now, rng);
         let urgent_served =
@@ -284,17 +287,22 @@ impl Swarm {
         if request.kind == ErrorKind::NotFound && !request.pieces.is_empty() {
             // A piece that rotted is no reason to avoid a holder of all the others. It says so itself when it has it again.
             self.withdraw(request.peer, &request.pieces);
-        } else if request.peer != from
-            && let Some(peer) = self.members.get_mut(&request.peer)
-        {
-            peer.blamed_by.retain(|_, at| now.saturating_duration_since(*at) < BLAME_DECAY);
-            peer.blamed_by.insert(from, now);
-            self.suspects.insert(request.peer);
-            if self.isolated(now).contains(&request.peer) {
-                self.leases.release_all(request.peer);
-            }
+        } else if request.peer != from {
+            self.blame(request.peer, from, now);
         }
         Ok(())
+    }
+
+    /// Notes that `node` has failed `whom`.
+    pub(super) fn blame(&mut self, node: NodeId, whom: NodeId, now: Instant) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.blamed_by.retain(|_, at| now.saturating_duration_since(*at) < BLAME_DECAY);
+            member.blamed_by.insert(whom, now);
+            self.suspects.insert(node);
+            if self.isolated(now).contains(&node) {
+                self.leases.release_all(node);
+            }
+        }
     }
 
     fn withdraw(&mut self, node: NodeId, pieces: &[PieceRange]) {
@@ -463,7 +471,7 @@ impl Swarm {
         // fetcher anyway there is nothing to spare.
         let many = self.members.len() > DEGREE_MAX;
         let spreading = |piece: PieceIndex| {
-            let since = self.fetched_at.get(piece.0 as usize).copied().flatten();
+            let since = self.fetched_at(piece);
             many && self.leases.fetchers() > 0
                 && since.is_some_and(|since| now.saturating_duration_since(since) < SPREADING)
         };
@@ -498,6 +506,19 @@ impl Swarm {
         sources
     }
 
+    pub(super) fn holders_of(&self, piece: PieceIndex) -> u32 {
+        self.holders.get(piece.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// When `piece` came from the registry, if it was lent.
+    pub(super) fn fetched_at(&self, piece: PieceIndex) -> Option<Instant> {
+        self.fetched_at.get(piece.0 as usize).copied().flatten()
+    }
+
+    pub(super) fn members_with(&self, piece: PieceIndex) -> impl Iterator<Item = NodeId> + '_ {
+        self.members.keys().copied().filter(move |node| self.holds(*node, piece))
+    }
+
     fn holds(&self, node: NodeId, piece: PieceIndex) -> bool {
         self.members.get(&node).and_then(|member| member.have.as_ref()).is_some_and(|have| have.contains(piece))
     }
@@ -530,6 +551,9 @@ impl Swarm {
         // What a holder does not give to this one member others will pass on. Only what none of them could get from him is
         // fetched a second time, beside what a reader waits for.
         let isolated = self.isolated(now);
+        if isolated.contains(&from) {
+            return None;
+        }
         let open: Vec<PieceIndex> =
             (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated, false)).collect();
         let length = run_length(&geometry, open.len() as u32, cluster_size);
