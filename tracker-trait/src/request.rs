@@ -60,7 +60,8 @@ pub struct PullPieceRequest {
     pub task: TaskId,
     /// What the caller holds; `None` is nothing.
     pub have: Option<Bitmap>,
-    /// Pieces that the caller wants and that no neighbour of its offers; at most [`Self::LACKING_MAX`].
+    /// Pieces that the caller wants and that no neighbour of its offers; at most [`Self::LACKING_MAX`]. The `urgent` one is among
+    /// them also where a single neighbour offers it and does not give it.
     pub lacking: Vec<PieceRange>,
     /// The piece that a client of the caller is waiting for at this moment, if the wait has used up its budget.
     pub urgent: Option<PieceIndex>,

@@ -2,23 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use darter_tracker::{NodeId, PieceIndex};
+use darter_tracker::{NodeId, PieceIndex, PullPieceRequest};
 
 use super::swarm::Swarm;
 
 /// A piece that its fetcher alone holds after this long, while a reader waits for it, is kept. Also on a slow way out the pieces
 /// that nobody has go first, and a fetcher has few of them before the brake is on.
-pub(super) const KEPT: Duration = Duration::from_secs(4);
+pub(super) const KEPT: Duration = Duration::from_secs(6);
 
 impl Swarm {
     /// If `piece`, for which a reader of `asker` waits, is kept by its fetcher, he has failed `asker`, and the home itself: that is
     /// enough to name him to nobody, so that what only he has is lent again.
-    pub(super) fn find_keeper(&mut self, asker: NodeId, piece: PieceIndex, now: Instant) {
+    pub(super) fn find_keeper(&mut self, asker: NodeId, piece: PieceIndex, request: &PullPieceRequest, now: Instant) {
         let old = |at: Instant| now.saturating_duration_since(at) >= KEPT;
-        if self.holders_of(piece) != 1 || !self.fetched_at(piece).is_some_and(old) {
+        if !request.lacking.iter().any(|run| run.contains(piece)) || !self.fetched_at(piece).is_some_and(old) {
             return;
         }
-        let Some(keeper) = self.members_with(piece).find(|member| *member != asker) else { return };
+        let isolated = self.isolated(now);
+        if self.reachable(piece, &isolated) != 1 {
+            return;
+        }
+        let mut holders = self.members_with(piece).filter(|member| *member != asker && !isolated.contains(member));
+        let Some(keeper) = holders.next() else { return };
+        drop(holders);
         tracing::debug!(%keeper, piece = piece.0, "a fetcher gives nobody what it has fetched");
         self.blame(keeper, asker, now);
         // The home's own word stands under the name of whom it is about: nobody else's can.

@@ -52,7 +52,7 @@ pub struct Swarm {
     members: BTreeMap<NodeId, MemberState>,
     /// Holders per piece.
     holders: Vec<u32>,
-    /// When each piece came from the registry, if it was lent.
+    /// When each piece last came from the registry, if it was lent.
     fetched_at: Vec<Option<Instant>>,
     leases: Leases,
     introductions: Introductions,
@@ -208,7 +208,7 @@ impl Swarm {
             return Ok(PullPieceResponse::Finish { geometry });
         }
         if let Some(piece) = request.urgent {
-            self.find_keeper(from, piece, now);
+            self.find_keeper(from, piece, request, now);
         }
         let distrusted = self.distrusted(from, now);
         let sources = self.sources(from, request, &distrusted, now, rng);
@@ -408,8 +408,9 @@ impl Swarm {
         let Some(member) = self.members.get_mut(&node) else { return };
         let have = member.have.get_or_insert_with(|| Bitmap::new(self.holders.len() as u32));
         if have.insert(piece) {
-            if self.holders[piece.0 as usize] == 0 {
-                self.fetched_at[piece.0 as usize] = self.leases.covers(piece, &BTreeSet::new()).then_some(now);
+            let lent = self.leases.covers(piece, &BTreeSet::new());
+            if lent || self.holders[piece.0 as usize] == 0 {
+                self.fetched_at[piece.0 as usize] = lent.then_some(now);
             }
             self.holders[piece.0 as usize] += 1;
             self.leases.landed(piece);
@@ -435,7 +436,7 @@ impl Swarm {
     }
 
     /// The members that nobody is sent to, since they failed several.
-    fn isolated(&self, now: Instant) -> BTreeSet<NodeId> {
+    pub(super) fn isolated(&self, now: Instant) -> BTreeSet<NodeId> {
         if self.suspects.is_empty() {
             return BTreeSet::new();
         }
@@ -451,7 +452,7 @@ impl Swarm {
     }
 
     /// How many members hold `piece` and are not in `distrusted`.
-    fn reachable(&self, piece: PieceIndex, distrusted: &BTreeSet<NodeId>) -> usize {
+    pub(super) fn reachable(&self, piece: PieceIndex, distrusted: &BTreeSet<NodeId>) -> usize {
         match self.holders[piece.0 as usize] as usize {
             0 => 0,
             holders => holders - distrusted.iter().filter(|node| self.holds(**node, piece)).count(),
@@ -506,11 +507,7 @@ impl Swarm {
         sources
     }
 
-    pub(super) fn holders_of(&self, piece: PieceIndex) -> u32 {
-        self.holders.get(piece.0 as usize).copied().unwrap_or(0)
-    }
-
-    /// When `piece` came from the registry, if it was lent.
+    /// When `piece` last came from the registry, if it was lent.
     pub(super) fn fetched_at(&self, piece: PieceIndex) -> Option<Instant> {
         self.fetched_at.get(piece.0 as usize).copied().flatten()
     }

@@ -436,6 +436,12 @@ impl Task {
             return;
         }
         let mut lacking = if fed { Vec::new() } else { PieceRange::gather(unoffered.iter()) };
+        // What at most one neighbour offers, and does not give, is as good as lacking: the home knows whether others have it.
+        if let Some(piece) = urgent.filter(|piece| self.availability[piece.0 as usize] <= 1)
+            && !unoffered.contains(piece)
+        {
+            lacking.insert(0, PieceRange { first: piece, count: 1 });
+        }
         lacking.truncate(PullPieceRequest::LACKING_MAX);
         (self.link.pull_sent, self.link.pulled_at, self.link.pull_may_lend) = (Some(now), now, can_fetch);
         let request = PullPieceRequest {
