@@ -70,7 +70,7 @@ fn long_ways_cost_time_and_no_copies() {
     for milliseconds in [100, 200, 300] {
         let report = of(&scenario(|it| (it.nodes, it.latency) = (8, Duration::from_millis(milliseconds))));
         assert_eq!(report.unfinished, 0, "{report:?}");
-        assert!(report.egress <= 1.05, "{milliseconds} ms: {report:?}");
+        assert!(report.egress <= 1.2, "{milliseconds} ms: {report:?}");
     }
 }
 
