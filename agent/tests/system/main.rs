@@ -19,6 +19,7 @@ mod ahead;
 mod alone;
 mod busy;
 mod cold;
+mod corpus;
 mod corrupt;
 mod deploy;
 mod events;
