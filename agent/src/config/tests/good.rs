@@ -156,7 +156,7 @@ verify: before_stream
     assert_eq!((config.cache.max_size, config.cache.min_free), (Space::Percent(40), Space::Bytes(1 << 30)));
     assert_eq!(config.cache.idle, Duration::from_secs(5400));
     assert_eq!(config.limits, Limits { download: 0, upload: 0, per_task: 0 });
-    assert_eq!(config.registry_mirror.remote.unwrap().to_string(), "https://index.docker.io/");
+    assert_eq!(config.registry_mirror.remote.as_ref().unwrap().to_string(), "https://index.docker.io/");
     assert!(config.registry_mirror.direct && wiring::proxy(&config).unwrap().mirror.direct);
     assert_eq!(config.rules.len(), 3);
     assert!(config.rules[0].regex.is_match("https://a/v2/b/blobs/sha256:0"));
