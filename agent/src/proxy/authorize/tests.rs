@@ -145,24 +145,25 @@ async fn a_blob_that_is_missing_is_asked_for_once_in_five_seconds() {
         if flag.load(Ordering::SeqCst) { serve(BLOB, seen) } else { Reply::Say(reply(404, &[], b"")) }
     })
     .await;
+    let questions = || front.registry.seen().iter().filter(|seen| seen.method == "HEAD").count();
     for _ in 0..10 {
         assert_eq!(refused(front.ask(ALICE, "a", 'd').await).status(), 404);
     }
-    assert_eq!(front.questions(), 1);
+    assert_eq!(questions(), 1);
     // Another client, blob or repository is another question.
     for (who, name, letter) in [(BOB, "a", 'd'), (ALICE, "b", 'd'), (ALICE, "a", 'e')] {
         refused(front.ask(who, name, letter).await);
     }
-    assert_eq!(front.questions(), 4);
+    assert_eq!(questions(), 4);
     // Who has pushed it and asks for the manifest need not wait; who only asks for the blob waits this long.
     pushed.store(true, Ordering::SeqCst);
     front.show_manifest(ALICE, "a", 'e', LENGTH);
     assert_eq!(granted(&front.ask(ALICE, "a", 'e').await), LENGTH);
     refused(front.ask(ALICE, "a", 'd').await);
-    assert_eq!(front.questions(), 4);
+    assert_eq!(questions(), 4);
     pass(NO).await;
     assert_eq!(granted(&front.ask(ALICE, "a", 'd').await), LENGTH);
-    assert_eq!(front.questions(), 5);
+    assert_eq!(questions(), 5);
 }
 
 #[tokio::test]
