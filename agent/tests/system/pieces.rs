@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use darter_swarm::identity::{ClusterKeys, verify_piece};
 use darter_tracker::{Digest, PieceDigest, PieceIndex, TaskId};
-
-use base64::Engine as _;
 
 use crate::member::Member;
 use crate::stage::{KIB, MIB, Plan, Stage, pieces};
