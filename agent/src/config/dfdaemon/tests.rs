@@ -223,7 +223,7 @@ fn what_the_agent_would_refuse_is_told_at_v1_s_key() {
             "{direct}"
         );
     }
-    assert!(lines(&import("d.yml", &mirror("no")).unwrap_err())[0].starts_with("d.yml:1:51: registry_mirror.direct: "));
+    assert!(lines(&import("d.yml", &mirror("no")).unwrap_err())[0].starts_with("d.yml:1:52: registry_mirror.direct: "));
     let problems = lines(&import("d.yml", text).unwrap_err());
     for begins in [
         "d.yml:1:27: registry_mirror.remote: 'index.docker.io' is not the URL",
