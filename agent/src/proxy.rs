@@ -21,6 +21,7 @@ pub mod tls;
 
 mod blob;
 mod connect;
+mod framing;
 mod listener;
 mod pass;
 mod range;
@@ -134,6 +135,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     }
 
     async fn answer(&self, request: Request<Incoming>, arrival: &Arrival) -> Result<Response<AnswerBody>, Refusal> {
+        framing::check(&request)?;
         if request.method() == Method::CONNECT {
             return self.connect(request, arrival).await;
         }

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
+use super::process;
 use crate::gossip::Gossip;
 use crate::source::tally::Tally;
 
@@ -31,7 +32,17 @@ use crate::source::tally::Tally;
 const CONNECTIONS_MAX: usize = 64;
 
 /// All there is.
-const ROUTES: [&str; 6] = ["/livez", "/readyz", "/metrics", "/api/v1/sources", "/api/v1/holdings", "/api/v1/homes"];
+const ROUTES: [&str; 9] = [
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/args",
+    "/env",
+    "/debug/version",
+    "/api/v1/sources",
+    "/api/v1/holdings",
+    "/api/v1/homes",
+];
 
 /// A client that has not sent its request by then is dropped.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,6 +163,9 @@ impl Admin {
                 }
                 reply(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
             }
+            "/args" => reply(StatusCode::OK, TEXT, process::args()),
+            "/env" => reply(StatusCode::OK, TEXT, process::env()),
+            "/debug/version" => json(&process::VERSION),
             "/api/v1/sources" => json(&self.tally.read(self.metrics.registry_bytes.get())),
             "/api/v1/holdings" => json(&self.holdings()),
             "/api/v1/homes" => match self.homes(request.uri().query()) {

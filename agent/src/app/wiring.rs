@@ -95,7 +95,7 @@ pub fn proxy(config: &Config) -> anyhow::Result<proxy::Settings> {
         tls: config.proxy.tls.as_deref().map(pair).transpose()?,
         mirror: proxy::mirror::MirrorSettings {
             remote: config.registry_mirror.remote.as_ref().map(ToString::to_string),
-            direct: false,
+            direct: config.registry_mirror.direct,
         },
         rules: config
             .rules

@@ -60,6 +60,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let cache = cache(reader, node.as_ref().map_or(Role::Node, |node| node.role));
     let limits = limits(reader);
     let remote = reader.nullable("registry_mirror.remote", scalar::registry_url);
+    let direct = reader.value("registry_mirror.direct", scalar::boolean);
     let rules = rules(reader);
     let hijack = hijack(reader, &mut warnings);
     let registries = registries(reader);
@@ -80,7 +81,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
         discovery: discovery?,
         cache: cache?,
         limits: limits?,
-        registry_mirror: RegistryMirror { remote: remote? },
+        registry_mirror: RegistryMirror { remote: remote?, direct: direct? },
         rules: rules?,
         hijack: hijack?,
         registries: registries?,

@@ -152,6 +152,12 @@ pub(super) const KEYS: &[Key] = &[
         "The registry of requests that come as to a mirror and name none with ?ns=. What docker means when it says \
          nothing. null: such requests are refused.",
     ),
+    scalar(
+        "registry_mirror.direct",
+        "false",
+        "true: what is asked for as of a mirror is the registry's alone to give, and the swarm has no part in it. For \
+         blobs that other nodes have no use for; rules say the same of single URLs that come as to a proxy.",
+    ),
     nested(
         "rules",
         "[]",

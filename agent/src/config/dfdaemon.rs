@@ -239,10 +239,9 @@ impl<'a> Import<'a> {
         let Some(map) = self.reader.any_map(node, PATH) else { return };
         self.unknown(map, PATH, &["remote", "insecure", "certs", "direct"]);
         self.out.registry_mirror.remote = self.field(map, PATH, "remote", "registry_mirror.remote", text);
-        if self.field(map, PATH, "direct", "", scalar::boolean) == Some(true) {
-            let message = "left out: blobs that are asked of the mirror by digest go through the swarm";
-            self.note_of(map, PATH, "direct", message);
-        }
+        let direct = self.field(map, PATH, "direct", "registry_mirror.direct", scalar::boolean);
+        // What is not said is false with both.
+        self.out.registry_mirror.direct = direct.unwrap_or(false);
         let host = self.out.registry_mirror.remote.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
         let host = host.and_then(|url| url.authority()?.as_str().parse::<HostPort>().ok());
         // Without a host the check of the result says what is wrong with `remote`.

@@ -146,6 +146,7 @@ fn bad_values_are_found() {
         ("discovery: [{}]", "1:13: discovery[0]", "one of static, file, dns or kubernetes"),
         ("registry_mirror: {remote: index.docker.io}", "1:27: registry_mirror.remote", "https://"),
         ("registry_mirror: {remote: \"https://a/v2/\"}", "1:27: registry_mirror.remote", "it has a path"),
+        ("registry_mirror: {direct: perhaps}", "1:27: registry_mirror.direct", "not one of: true, false"),
         ("registry_mirror: {remote: \"https://me:pw@a\"}", "1:27: registry_mirror.remote", "credentials"),
         ("rules: [{regex: \"a(\"}]", "1:17: rules[0].regex", "unclosed group"),
         ("rules: [{direct: true}]", "1:9: rules[0].regex", "missing"),

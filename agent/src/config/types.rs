@@ -156,6 +156,8 @@ pub struct Limits {
 pub struct RegistryMirror {
     /// The registry of requests that do not name one with `?ns=`; `None` refuses those. Scheme and authority only.
     pub remote: Option<http::Uri>,
+    /// Whether such requests are passed on, without the swarm.
+    pub direct: bool,
 }
 
 /// One of `rules`: what to do with a URL. The first whose expression is found in it wins.

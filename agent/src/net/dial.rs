@@ -275,6 +275,37 @@ mod tests {
         assert!(dialer(&[], &["127.0.0.1:1"]).dial("127.0.0.1", port, None).await.unwrap_err().is_refused());
     }
 
+    // S2: a name is worth no more than its addresses, whoever answers for it, and may have some of both kinds.
+    #[test]
+    fn what_a_name_resolves_to_is_judged_address_by_address() {
+        let dialer = dialer(&[], &["named.example.org"]);
+        let allowed = |host: &str, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect();
+            dialer.allowed(host, 80, addresses)
+        };
+        for address in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "fd00:ec2::254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "100.100.100.200",
+            "0.0.0.0",
+            "255.255.255.255",
+        ] {
+            for host in ["metadata.google.internal", "evil.example.org", "named.example.org"] {
+                assert!(allowed(host, &[address]).unwrap_err().is_refused(), "{host} at {address}");
+                let kept = allowed(host, &[address, "192.0.2.1", address]).unwrap();
+                assert_eq!(kept, ["192.0.2.1:80".parse().unwrap()], "{host} at {address} too");
+            }
+        }
+        for address in ["127.0.0.1", "::1", "169.254.1.1", "fe80::1"] {
+            assert!(allowed("evil.example.org", &[address]).unwrap_err().is_refused(), "{address}");
+            assert_eq!(allowed("named.example.org", &[address]).unwrap().len(), 1, "{address}");
+        }
+        assert!(matches!(allowed("evil.example.org", &[]), Err(DialError::NoAddress { .. })));
+    }
+
     #[tokio::test]
     async fn the_agents_own_ports_are_refused_even_where_the_host_is_configured() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -47,7 +47,9 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         arrival: &Arrival,
     ) -> Result<Response<AnswerBody>, Refusal> {
         let Some(slot) = &arrival.upgrade else { return Err(Refusal::Malformed("a tunnel has no tunnels inside")) };
-        let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+        // A URL has an authority too, and is not what a tunnel is asked for by.
+        let authority = request.uri().authority().filter(|_| request.uri().scheme().is_none());
+        let authority = authority.map_or("", |authority| authority.as_str());
         let address =
             HostPort::parse(authority, None).map_err(|_| Refusal::Malformed("CONNECT names a host and a port"))?;
         let upgrade = hyper::upgrade::on(&mut request);

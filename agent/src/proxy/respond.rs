@@ -1,7 +1,7 @@
 //! The one place where what went wrong becomes an HTTP answer.
 
 use bytes::Bytes;
-use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, Response, StatusCode};
 
 use super::body::{self, AnswerBody, BoxError};
@@ -83,6 +83,10 @@ pub(super) fn refuse(refusal: &Refusal, metrics: &Metrics) -> Response<AnswerBod
         Refusal::Digest => digest_invalid(),
         _ => text(status, refusal),
     };
+    if matches!(refusal, Refusal::Malformed(_)) {
+        // Who is not understood once may mean something else by what follows, too.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Refusal::RangePastEnd { length } = refusal
         && let Ok(value) = HeaderValue::try_from(format!("bytes */{length}"))
     {

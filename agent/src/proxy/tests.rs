@@ -5,5 +5,6 @@
 mod blobs;
 mod connections;
 mod requests;
+mod revoked;
 mod support;
 mod tunnels;

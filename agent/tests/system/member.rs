@@ -15,10 +15,10 @@ use darter_agent::net::{Incoming, Mode, NetError, Peer, Transport};
 use darter_agent::store::{self, Store};
 use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
+use darter_swarm::wire::{Call, Offer, Open, PieceReply, Reply, SessionFrame, TurnReply};
 use darter_tracker::{
-    Added, Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
-    RegisterRequest, Role, ServiceDownRequest, TaskId, Tracker as _,
+    Added, Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
+    PullPieceResponse, RegisterRequest, Role, ServiceDownRequest, TaskId, Tracker as _,
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -130,8 +130,41 @@ impl Member {
         named
     }
 
+    /// Answers a call as the home that it may be.
+    pub(crate) async fn answer(&self, peer: NodeId, call: Call) -> Reply {
+        self.home.call(peer, call).await
+    }
+
+    /// Takes a piece as an agent would, one frame after the other; what is wrong with the frames fails the test.
+    pub(crate) async fn take(&self, from: SocketAddr, task: TaskId, piece: PieceIndex) -> Option<(PieceProof, Bytes)> {
+        let peer = self.at(from);
+        let mut turn = self.transport.open(peer).await.unwrap();
+        turn.send(&Open::Ask { task, holds: 0 }).await.unwrap();
+        let ticket = loop {
+            match turn.receive::<TurnReply>().await.unwrap().unwrap() {
+                TurnReply::Turn { ticket } => break ticket,
+                TurnReply::Queued => {}
+                TurnReply::NotHeld => return None,
+                TurnReply::Busy => panic!("nobody else asks"),
+            }
+        };
+        let mut stream = self.transport.open_bulk(peer).await.unwrap();
+        stream.send(&Open::Piece { task, piece, ticket }).await.unwrap();
+        stream.finish();
+        match stream.receive::<PieceReply>().await.unwrap().unwrap() {
+            PieceReply::Piece { proof, length } => Some((proof, stream.receive_bytes(length as usize).await.unwrap())),
+            PieceReply::NotHeld => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Leaves.
     pub(crate) async fn leave(self) {
+        self.depart().await;
+    }
+
+    /// Leaves, while others still have a hand on it.
+    pub(crate) async fn depart(&self) {
         self.gossip.leave().await;
         self.transport.close().await;
         self.home_loop.abort();

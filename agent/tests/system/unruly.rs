@@ -7,7 +7,7 @@ mod registry;
 #[path = "../../src/source/registry/testing/server.rs"]
 // The crate's own tests have a use for what is not used here.
 #[allow(dead_code)]
-mod server;
+pub(crate) mod server;
 
 use std::path::Path;
 

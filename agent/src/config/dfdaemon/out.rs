@@ -49,7 +49,20 @@ macro_rules! section {
 section!(Node, advertise);
 section!(Peer, listen);
 section!(Cache, idle);
-section!(RegistryMirror, remote);
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct RegistryMirror {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remote: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) direct: bool,
+}
+
+impl RegistryMirror {
+    fn is_empty(&self) -> bool {
+        self.remote.is_none() && !self.direct
+    }
+}
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Proxy {

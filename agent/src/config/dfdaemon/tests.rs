@@ -167,11 +167,11 @@ dfget_flags: ["-n", "a,b", "--notbs", "--callsystem=com_ops", "--expiretime", "3
     assert!(problems[0].starts_with("d.yml:8:3: hijack_https: hosts are named"), "{problems:#?}");
 
     let imported = import("d.yml", &text.replace("^cdn\\.example\\.org(:443)?$", "(a|b)")).unwrap();
-    assert_eq!(config(&imported.yaml).cache.idle.as_secs(), 180);
+    let config = config(&imported.yaml);
+    assert_eq!((config.cache.idle.as_secs(), config.registry_mirror.direct), (180, true));
     let notes = lines(&imported.notes);
     for (begins, contains) in [
         ("3:3: registry_mirror.insecure", "always checked"),
-        ("4:3: registry_mirror.direct", "left out"),
         ("5:3: registry_mirror.certs", "takes one file"),
         ("6:3: registry_mirror.mirrors", "not a key"),
         ("9:11: hijack_https.hosts[0].regx", "does not stand for one host"),
@@ -215,6 +215,15 @@ fn all_that_is_wrong_is_told_at_once_with_its_place() {
 fn what_the_agent_would_refuse_is_told_at_v1_s_key() {
     let text = "registry_mirror: {remote: index.docker.io, certs: [/no.crt]}\nproxies:\n- regx: '('\n- {regx: a, redirect: \
                 'http://b'}\ncertpem: /no.pem\nhijack_https:\n  cert: /no.crt\n  key: /no.key\n  hosts: [{regx: a.org}]\n";
+    let mirror = |direct: &str| format!("registry_mirror: {{remote: 'https://a.org', direct: {direct}}}");
+    for (direct, expected) in [("true", true), ("false", false), ("", false)] {
+        assert_eq!(
+            config(&import("d.yml", &mirror(direct)).unwrap().yaml).registry_mirror.direct,
+            expected,
+            "{direct}"
+        );
+    }
+    assert!(lines(&import("d.yml", &mirror("no")).unwrap_err())[0].starts_with("d.yml:1:52: registry_mirror.direct: "));
     let problems = lines(&import("d.yml", text).unwrap_err());
     for begins in [
         "d.yml:1:27: registry_mirror.remote: 'index.docker.io' is not the URL",

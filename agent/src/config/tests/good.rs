@@ -8,6 +8,7 @@ use darter_discovery::{dns, kubernetes};
 use darter_tracker::{PieceSizeRule, Role};
 
 use super::*;
+use crate::app::wiring;
 
 /// Everything but the places.
 fn shown(mut config: Config) -> String {
@@ -123,7 +124,7 @@ discovery:
   - static: {{addresses: []}}
 cache:     {{dir: /var/lib/darter, max_size: 40%, min_free: 1GiB, idle: 1h30m}}
 limits:    {{download: 0, upload: 0B, per_task: 0M}}
-registry_mirror: {{remote: "https://index.docker.io"}}
+registry_mirror: {{remote: "https://index.docker.io", direct: true}}
 rules:
   - {{regex: "blobs/sha256.*"}}
   - {{regex: "^http://a/", use_https: true, redirect: "b:5000"}}
@@ -155,7 +156,8 @@ verify: before_stream
     assert_eq!((config.cache.max_size, config.cache.min_free), (Space::Percent(40), Space::Bytes(1 << 30)));
     assert_eq!(config.cache.idle, Duration::from_secs(5400));
     assert_eq!(config.limits, Limits { download: 0, upload: 0, per_task: 0 });
-    assert_eq!(config.registry_mirror.remote.unwrap().to_string(), "https://index.docker.io/");
+    assert_eq!(config.registry_mirror.remote.as_ref().unwrap().to_string(), "https://index.docker.io/");
+    assert!(config.registry_mirror.direct && wiring::proxy(&config).unwrap().mirror.direct);
     assert_eq!(config.rules.len(), 3);
     assert!(config.rules[0].regex.is_match("https://a/v2/b/blobs/sha256:0"));
     assert!(config.rules[1].use_https && config.rules[1].redirect.as_ref().unwrap().to_string() == "b:5000");
@@ -175,7 +177,8 @@ verify: before_stream
 fn empty_sections_and_nulls_are_defaults() {
     let text = "node:\nproxy: {tls: ~}\ncache: {}\nrules:\nregistries:\nregistry_mirror: {remote: null}\nhijack: {hosts: []}\n";
     let config = parse(text).unwrap();
-    assert!(config.registry_mirror.remote.is_none());
+    assert!(config.registry_mirror.remote.is_none() && !config.registry_mirror.direct);
+    assert!(!wiring::proxy(&config).unwrap().mirror.direct);
     assert_eq!(config.cache.max_size, Space::Bytes(20 << 30));
     assert!(matches!(config.piece_size, PieceSizeRule::Auto));
 }

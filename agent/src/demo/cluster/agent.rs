@@ -102,6 +102,14 @@ impl Agent {
     /// # Errors
     /// If the log cannot be written or the binary not be run.
     pub fn start(&mut self) -> Result<(), ClusterError> {
+        self.start_with(&[])
+    }
+
+    /// Starts the process with more in its environment than there is in this one's.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ClusterError> {
         let path = self.log_file();
         let log = File::options().create(true).append(true).open(&path).and_then(|log| Ok((log.try_clone()?, log)));
         let (out, err) = log.map_err(|source| ClusterError::File { path, source })?;
@@ -113,6 +121,7 @@ impl Agent {
         for (name, _) in std::env::vars_os().filter(|(name, _)| own(&name.to_string_lossy())) {
             command.env_remove(name);
         }
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(out).stderr(err).kill_on_drop(true);
         let child = command.spawn();
         self.child = Some(child.map_err(|source| ClusterError::Spawn { program: self.program.clone(), source })?);

@@ -96,7 +96,8 @@ fn v6(ip: Ipv6Addr) -> Option<RefusedAddress> {
     }
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped, compatible, NAT64 (RFC 6052) and 6to4 (RFC 3056).
+/// The IPv4 address that an IPv6 address leads to: mapped, compatible, translated (RFC 2765), NAT64 (RFC 6052, and RFC 8215
+/// at its full length), 6to4 (RFC 3056), Teredo (RFC 4380, which hides it) and ISATAP (RFC 5214).
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = ip.segments();
     let from = |high: u16, low: u16| {
@@ -105,7 +106,10 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     };
     match (a, b, c, d, e, f) {
         (0, 0, 0, 0, 0, 0 | 0xffff) | (0x64, 0xff9b, 0, 0, 0, 0) => Some(from(g, h)),
+        (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, 1, ..) => Some(from(g, h)),
         (0x2002, ..) => Some(from(b, c)),
+        (0x2001, 0, ..) => Some(from(!g, !h)),
+        (_, _, _, _, 0 | 0x200, 0x5efe) => Some(from(g, h)),
         _ => None,
     }
 }
@@ -136,6 +140,10 @@ mod tests {
             ("::127.0.0.1", Loopback),
             ("64:ff9b::7f00:1", Loopback),
             ("2002:7f00:1::", Loopback),
+            ("::ffff:0:127.0.0.1", Loopback),
+            ("64:ff9b:1::7f00:1", Loopback),
+            ("2001:0:102:304:0:ffff:80ff:fffe", Loopback),
+            ("2001:db8::5efe:127.0.0.1", Loopback),
             ("169.254.1.1", LinkLocal),
             ("fe80::1", LinkLocal),
             ("::ffff:169.254.1.1", LinkLocal),
@@ -162,7 +170,17 @@ mod tests {
             assert_eq!(verdict(ip, false), Err(reason), "{ip}");
             assert_eq!(verdict(ip, true), Err(reason), "{ip} configured");
         }
-        for ip in ["10.77.0.1", "192.168.1.1", "172.17.0.1", "100.64.0.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {
+        for ip in [
+            "10.77.0.1",
+            "192.168.1.1",
+            "172.17.0.1",
+            "100.64.0.1",
+            "8.8.8.8",
+            "fd00::1",
+            "2001:db8::1",
+            "64:ff9b::808:808",
+            "2001:db8::5efe:10.0.0.1",
+        ] {
             assert_eq!(verdict(ip, false), Ok(()), "{ip}");
         }
     }

@@ -76,9 +76,9 @@ impl Memory {
     pub(super) fn answered(&mut self, question: Question, verdict: Verdict, asked: Instant, now: Instant) {
         let expires = match &verdict {
             Verdict::Granted { .. } => asked + YES,
-            // A blob that is missing may be pushed the next moment.
-            Verdict::Refused(answer) if answer.status() != StatusCode::NOT_FOUND => now + NO,
-            Verdict::Refused(_) | Verdict::PassThrough | Verdict::Unavailable(_) => now,
+            // That the blob is missing too: it may be pushed the next moment, but then a manifest that lists it says so.
+            Verdict::Refused(_) => now + NO,
+            Verdict::PassThrough | Verdict::Unavailable(_) => now,
         };
         self.answers.put(question, Answer { verdict, answered: now, expires });
     }

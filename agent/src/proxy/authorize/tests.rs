@@ -127,14 +127,43 @@ async fn a_hundred_clients_ask_one_question() {
     assert!(front.authorizer.asking.lock().unwrap().is_empty());
 
     // Also where the answer is none that is kept.
-    let front = Front::start(WhenRegistryDown::Seen, |_| Reply::Say(reply(404, &[], b""))).await;
+    let front = Front::start(WhenRegistryDown::Seen, |_| Reply::Say(reply(500, &[], b""))).await;
     for verdict in join_all((0..100).map(|_| front.ask(ALICE, "a", 'd'))).await {
-        assert_eq!(refused(verdict).status(), 404);
+        assert!(matches!(verdict, Verdict::Unavailable(_)), "{verdict:?}");
     }
     assert_eq!(front.questions(), 1);
-    // A blob may be pushed at any moment.
     front.ask(ALICE, "a", 'd').await;
     assert_eq!(front.questions(), 2);
+}
+
+/// Row 134.
+#[tokio::test]
+async fn a_blob_that_is_missing_is_asked_for_once_in_five_seconds() {
+    let pushed = Arc::new(AtomicBool::new(false));
+    let flag = pushed.clone();
+    let front = Front::start(WhenRegistryDown::Seen, move |seen| {
+        if flag.load(Ordering::SeqCst) { serve(BLOB, seen) } else { Reply::Say(reply(404, &[], b"")) }
+    })
+    .await;
+    let questions = || front.registry.seen().iter().filter(|seen| seen.method == "HEAD").count();
+    for _ in 0..10 {
+        assert_eq!(refused(front.ask(ALICE, "a", 'd').await).status(), 404);
+    }
+    assert_eq!(questions(), 1);
+    // Another client, blob or repository is another question.
+    for (who, name, letter) in [(BOB, "a", 'd'), (ALICE, "b", 'd'), (ALICE, "a", 'e')] {
+        refused(front.ask(who, name, letter).await);
+    }
+    assert_eq!(questions(), 4);
+    // Who has pushed it and asks for the manifest need not wait; who only asks for the blob waits this long.
+    pushed.store(true, Ordering::SeqCst);
+    front.show_manifest(ALICE, "a", 'e', LENGTH);
+    assert_eq!(granted(&front.ask(ALICE, "a", 'e').await), LENGTH);
+    refused(front.ask(ALICE, "a", 'd').await);
+    assert_eq!(questions(), 4);
+    pass(NO).await;
+    assert_eq!(granted(&front.ask(ALICE, "a", 'd').await), LENGTH);
+    assert_eq!(questions(), 5);
 }
 
 #[tokio::test]
