@@ -11,7 +11,7 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::content::{Content, Made};
+use super::content::{Content, Made, sha256};
 use super::http::{Ask, Reply, Sent, Target};
 
 /// Headers of a success that clients go by.
@@ -227,6 +227,10 @@ impl Talk {
         let mut text = text.to_owned();
         for content in self.contents() {
             text = text.replace(&content.digest, &format!("<{}>", content.name));
+            // docker-registry calls a blob that was pushed by its SHA-512 by its SHA-256.
+            if content.digest.starts_with("sha512:") {
+                text = text.replace(&sha256(&content.bytes), &format!("<{}, by SHA-256>", content.name));
+            }
         }
         text = text.replace(&self.session.other, "<other>").replace(&self.session.repository, "<repository>");
         match self.session.target.base.authority() {
