@@ -37,8 +37,13 @@ const LAYER_BYTES: std::ops::RangeInclusive<u64> = 256..=64 << 20;
 /// What is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// Content that follows from this seed and is pushed; eight characters.
-    Pushed(String),
+    /// Content that is pushed. Another repository with the same content is new to the registry, and none to caches.
+    Pushed {
+        /// What the content follows from. Runs that are compared have seeds of one length.
+        seed: String,
+        /// Where to; a second repository's name begins with this one's. Likewise of one length.
+        repository: String,
+    },
     /// An image that is there, by repository and tag. Nothing is pushed and nothing deleted.
     There(String, String),
 }
@@ -154,7 +159,7 @@ const CASES: &[Case] = &[
 /// If an image that should be there cannot be read. Whatever a case comes upon is in its verdict.
 pub async fn run(target: &Target, subject: &Subject) -> Result<Vec<Verdict>> {
     let session = Arc::new(match subject {
-        Subject::Pushed(seed) => made(target, seed),
+        Subject::Pushed { seed, repository } => made(target, seed, repository),
         Subject::There(repository, tag) => found(target, repository, tag).await?,
     });
     let mut verdicts = Vec::new();
@@ -196,12 +201,12 @@ pub fn differences(own: &[Verdict], other: &[Verdict]) -> Vec<String> {
     lines
 }
 
-fn made(target: &Target, seed: &str) -> Session {
+fn made(target: &Target, seed: &str, repository: &str) -> Session {
     let made = Made::new(seed);
     Session {
         target: target.clone(),
-        repository: format!("conformance/{seed}"),
-        other: format!("conformance/{seed}-other"),
+        repository: repository.to_owned(),
+        other: format!("{repository}-other"),
         tag: "latest".to_owned(),
         image: made.image.clone(),
         layer: made.layer.clone(),

@@ -22,8 +22,9 @@ fn url(scheme: &str, address: SocketAddr) -> Uri {
     format!("{scheme}://{address}").parse().unwrap()
 }
 
-async fn verdicts(target: &Target, seed: &str) -> Vec<Verdict> {
-    run(target, &Subject::Pushed(seed.to_owned())).await.unwrap()
+async fn verdicts(target: &Target, seed: &str, repository: &str) -> Vec<Verdict> {
+    let subject = Subject::Pushed { seed: seed.to_owned(), repository: repository.to_owned() };
+    run(target, &subject).await.unwrap()
 }
 
 /// The same content over plain HTTP and over HTTPS, at the stage's address.
@@ -58,25 +59,25 @@ async fn every_way_gets_the_registrys_verdict_case_by_case() {
     let trusts_registry = stage.authority.client().unwrap();
     let proxy = |at: usize| Some(url("http", stage.agent(at).addresses().proxy));
     let direct = Target::direct(url("https", secure.address), Arc::clone(&trusts_registry));
-    let own = verdicts(&direct, "00000000").await;
+    let own = verdicts(&direct, "00000000", "a/0").await;
     assert!(own.iter().all(|verdict| verdict.outcome == Outcome::Conforms), "{own:#?}");
 
     let by_url = Target { proxy: proxy(0), ..Target::direct(url("http", plain.address), Arc::clone(&trusts_registry)) };
     let hijacked = Target { proxy: proxy(1), tls: stage.agent(1).tls(), ..direct.clone() };
     let mirror = Target::direct(url("http", stage.agent(0).addresses().proxy), Arc::clone(&trusts_registry));
     let by_namespace = Target { namespace: Some(secure.address.to_string()), ..mirror.clone() };
-    // The last two ask for what the agents hold already.
-    for (way, target, seed) in [
-        ("absolute form", &by_url, "00000001"),
-        ("CONNECT", &hijacked, "00000002"),
-        ("mirror", &mirror, "00000003"),
-        ("mirror with a namespace", &by_namespace, "00000004"),
-        ("CONNECT again", &hijacked, "00000001"),
-        ("mirror again", &mirror, "00000002"),
+    // The last two push to another repository what the agents hold already.
+    for (way, target, seed, repository) in [
+        ("absolute form", &by_url, "00000001", "a/1"),
+        ("CONNECT", &hijacked, "00000002", "a/2"),
+        ("mirror", &mirror, "00000003", "a/3"),
+        ("mirror with a namespace", &by_namespace, "00000004", "a/4"),
+        ("CONNECT, warm", &hijacked, "00000001", "a/5"),
+        ("mirror, warm", &mirror, "00000002", "a/6"),
     ] {
         let before = metric(stage.agent(0), "darter_client_sent_bytes_total").await
             + metric(stage.agent(1), "darter_client_sent_bytes_total").await;
-        let differences = differences(&own, &verdicts(target, seed).await);
+        let differences = differences(&own, &verdicts(target, seed, repository).await);
         assert!(differences.is_empty(), "{way}:\n{}\n{}", differences.join("\n"), stage.logs());
         let after = metric(stage.agent(0), "darter_client_sent_bytes_total").await
             + metric(stage.agent(1), "darter_client_sent_bytes_total").await;
@@ -102,7 +103,7 @@ async fn whatever_a_registry_gets_wrong_is_noticed() {
         let store = Store::new(slip);
         let registry = Origin::start(move |seen| store.answer(seen)).await;
         let target = Target::direct(url("http", registry.address), authority.client().unwrap());
-        let verdicts = verdicts(&target, "00000000").await;
+        let verdicts = verdicts(&target, "00000000", "a/0").await;
         let wrong = |verdict: &&Verdict| matches!(verdict.outcome, Outcome::Violates(_));
         let found: Vec<_> = verdicts.iter().filter(wrong).map(|verdict| verdict.case.as_str()).collect();
         assert!(cases.iter().all(|case| found.contains(case)), "{slip:?}: {found:?}");
@@ -111,7 +112,7 @@ async fn whatever_a_registry_gets_wrong_is_noticed() {
         let sound = Store::new(Slip::None);
         let sound = Origin::start(move |seen| sound.answer(seen)).await;
         let sound = Target::direct(url("http", sound.address), authority.client().unwrap());
-        let own = run(&sound, &Subject::Pushed("00000001".to_owned())).await.unwrap();
+        let own = self::verdicts(&sound, "00000001", "a/1").await;
         assert_eq!(differences(&own, &verdicts).is_empty(), slip == Slip::None, "{slip:?}");
     }
 }

@@ -30,11 +30,14 @@ struct Args {
     #[arg(long)]
     ca: Option<PathBuf>,
     /// An image to read, `repository:tag`; nothing is pushed.
-    #[arg(long, conflicts_with = "seed")]
+    #[arg(long, conflicts_with_all = ["seed", "repository"])]
     image: Option<String>,
-    /// What the pushed content follows from, eight characters; another one for every run, unless it is said.
+    /// What the pushed content follows from; another one for every run, unless it is said.
     #[arg(long)]
     seed: Option<String>,
+    /// Where it is pushed to, `conformance/` and the seed unless it is said.
+    #[arg(long)]
+    repository: Option<String>,
     /// Prints all answers as JSON.
     #[arg(long)]
     json: bool,
@@ -67,13 +70,13 @@ pub async fn main(arguments: impl IntoIterator<Item = String>) -> Result<ExitCod
         tls: trust(pem.as_deref())?,
         authorization: authorization.transpose()?,
     };
-    let subject = match (args.image, args.seed) {
-        (Some(image), _) => {
-            let (repository, tag) = image.rsplit_once(':').context("an image is repository:tag")?;
-            Subject::There(repository.to_owned(), tag.to_owned())
-        }
-        (None, Some(seed)) => Subject::Pushed(seed),
-        (None, None) => Subject::Pushed(format!("{:08x}", rand::random::<u32>())),
+    let subject = if let Some(image) = args.image {
+        let (repository, tag) = image.rsplit_once(':').context("an image is repository:tag")?;
+        Subject::There(repository.to_owned(), tag.to_owned())
+    } else {
+        let seed = args.seed.unwrap_or_else(|| format!("{:08x}", rand::random::<u32>()));
+        let repository = args.repository.unwrap_or_else(|| format!("conformance/{seed}"));
+        Subject::Pushed { seed, repository }
     };
     let verdicts = run(&target, &subject).await?;
     if args.json {

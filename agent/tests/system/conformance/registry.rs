@@ -136,7 +136,9 @@ impl Store {
         let mut repositories = self.repositories();
         let blobs = repositories.get_mut(name).map(|repository| &mut repository.blobs);
         let Some(blobs) = blobs.filter(|blobs| blobs.contains_key(digest)) else {
-            let known = digest.len() == 71 || digest.len() == 135;
+            let (algorithm, hex) = digest.split_once(':').unwrap_or_default();
+            let length = if algorithm == "sha512" { 128 } else { 64 };
+            let known = hex.len() == length && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             return if known { self.refuse(404, "BLOB_UNKNOWN") } else { self.refuse(400, "DIGEST_INVALID") };
         };
         if seen.method == "DELETE" {
@@ -151,13 +153,17 @@ impl Store {
             ("docker-content-digest", digest),
             ("etag", &tag),
             ("accept-ranges", "bytes"),
+            ("cache-control", "max-age=31536000"),
+            ("docker-distribution-api-version", "registry/2.0"),
         ];
         if seen.header("if-none-match") == Some(&tag) {
             return bodiless(&reply(304, &headers[1..], b""));
         }
-        let range = seen.header("range").filter(|_| seen.method == "GET");
-        match range.and_then(|range| byte_range(range, blob.len())) {
-            None => reply(200, &headers, blob),
+        // Several ranges come as the whole.
+        let range = seen.header("range").filter(|range| seen.method == "GET" && !range.contains(','));
+        let Some(range) = range else { return reply(200, &headers, blob) };
+        match byte_range(range, blob.len()) {
+            None => self.refuse(416, "SIZE_INVALID"),
             Some((first, end)) if first >= end => {
                 let range = format!("bytes */{}", blob.len());
                 let refusal = self.refuse(416, "SIZE_INVALID");
@@ -258,7 +264,7 @@ fn parameters(query: &str) -> BTreeMap<&str, &str> {
     query.split('&').filter_map(|parameter| parameter.split_once('=')).collect()
 }
 
-/// First byte and end of one range, which may be empty; None for whatever RFC 9110 has ignored, and for several.
+/// First byte and end of one range, which may be empty; None for what is no range, which Go's library refuses.
 fn byte_range(text: &str, length: usize) -> Option<(usize, usize)> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     match (first, last) {

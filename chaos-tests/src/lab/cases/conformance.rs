@@ -15,8 +15,8 @@ use crate::lab::world::World;
 /// to a layer that is kept elsewhere.
 const KNOWN: [&str; 2] = ["blob-chunk-out-of-order", "foreign-layer"];
 
-/// Over HTTPS: through a tunnel that the agent ends, and from the agent as a mirror. The last one of each asks for what the
-/// agents hold already.
+/// Over HTTPS: through a tunnel that the agent ends, and from the agent as a mirror. The second one of each pushes to another
+/// repository what the agents hold already.
 pub(super) async fn secure(world: &mut World) -> Result<String> {
     let registry = Registry::start(world, Access::Open).await?;
     let ca = registry.ca.clone().context("a registry without TLS")?;
@@ -24,16 +24,16 @@ pub(super) async fn secure(world: &mut World) -> Result<String> {
     let cluster = Cluster::start(world, remote, 2, &Value::Null).await?;
     let [first, second] = &cluster.agents[..] else { anyhow::bail!("not two agents") };
     let base = format!("https://{}", registry.name);
-    let own = ask(&registry.host, &["--seed", "00000000", &base], Some(&ca)).await?;
+    let own = ask(&registry.host, "00000000", "lab/0", &[&base], Some(&ca)).await?;
     let mirror = ["--ns", &registry.name, PROXY];
     let ways = [
-        ("CONNECT", first, ["--proxy", PROXY, &base], "00000001"),
-        ("mirror", second, mirror, "00000002"),
-        ("CONNECT, warm", second, ["--proxy", PROXY, &base], "00000001"),
-        ("mirror, warm", first, mirror, "00000002"),
+        ("CONNECT", first, ["--proxy", PROXY, &base], "00000001", "lab/1"),
+        ("mirror", second, mirror, "00000002", "lab/2"),
+        ("CONNECT, warm", second, ["--proxy", PROXY, &base], "00000001", "lab/3"),
+        ("mirror, warm", first, mirror, "00000002", "lab/4"),
     ];
-    for (way, agent, args, seed) in ways {
-        let verdicts = ask(&agent.host, &[&["--seed", seed], &args[..]].concat(), Some(&agent.hijack_ca())).await?;
+    for (way, agent, args, seed, repository) in ways {
+        let verdicts = ask(&agent.host, seed, repository, &args, Some(&agent.hijack_ca())).await?;
         compare(way, &own, &verdicts)?;
     }
     summary(&own, "by CONNECT and from the mirror, cold and warm")
@@ -44,19 +44,20 @@ pub(super) async fn plain(world: &mut World) -> Result<String> {
     let registry = Registry::start(world, Access::Plain).await?;
     let cluster = Cluster::start(world, Remote { name: &registry.name, ca: None }, 2, &Value::Null).await?;
     let base = format!("http://{}", registry.name);
-    let own = ask(&registry.host, &["--seed", "00000000", &base], None).await?;
-    for (way, agent) in ["absolute form", "absolute form, warm"].into_iter().zip(&cluster.agents) {
-        let verdicts = ask(&agent.host, &["--seed", "00000001", "--proxy", PROXY, &base], None).await?;
+    let own = ask(&registry.host, "00000000", "lab/0", &[&base], None).await?;
+    let ways = [("absolute form", "lab/1"), ("absolute form, warm", "lab/2")];
+    for ((way, repository), agent) in ways.into_iter().zip(&cluster.agents) {
+        let verdicts = ask(&agent.host, "00000001", repository, &["--proxy", PROXY, &base], None).await?;
         compare(way, &own, &verdicts)?;
     }
     summary(&own, "by absolute form, cold and warm")
 }
 
 /// Runs the suite on a host: this very program, as for the origin.
-async fn ask(host: &Host, args: &[&str], ca: Option<&Path>) -> Result<Vec<Verdict>> {
+async fn ask(host: &Host, seed: &str, repository: &str, args: &[&str], ca: Option<&Path>) -> Result<Vec<Verdict>> {
     let program = std::env::current_exe()?;
     let program = program.to_str().context("the path of this program is not UTF-8")?;
-    let mut run = host.run(program).args(["suite", "--json"]).args(args);
+    let mut run = host.run(program).args(["suite", "--json", "--seed", seed, "--repository", repository]).args(args);
     if let Some(ca) = ca {
         run = run.arg("--ca").arg(ca);
     }
