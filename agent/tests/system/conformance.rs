@@ -9,6 +9,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use chaos_tests::conformance::{Outcome, Subject, Target, Verdict, differences, run};
+use darter_agent::demo::authority::Authority;
+use darter_agent::demo::image::Image;
+use darter_agent::demo::registry::{Options, Registry};
 use http::Uri;
 use serde_json::json;
 use tokio_rustls::TlsAcceptor;
@@ -89,10 +92,27 @@ async fn every_way_gets_the_registrys_verdict_case_by_case() {
     stage.stop().await;
 }
 
+/// For registries that are not one's own: an image that is there is read, and nothing is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_there_is_only_read() {
+    let image = Image::new("some/app", "latest", &[100, 600 * KIB], 1);
+    let registry = Registry::start(std::slice::from_ref(&image), Options::default()).await.unwrap();
+    let authority = Authority::new("nobody", &["localhost"]).unwrap();
+    let target = Target::direct(url("http", registry.address()), authority.client().unwrap());
+    let there = Subject::There("some/app".to_owned(), "latest".to_owned());
+    let verdicts = run(&target, &there).await.unwrap();
+    let outcomes = verdicts.iter().filter(|verdict| matches!(verdict.outcome, Outcome::Violates(_)));
+    assert_eq!(outcomes.count(), 0, "{verdicts:#?}");
+    assert!(verdicts.iter().any(|verdict| verdict.case == "blob" && verdict.outcome == Outcome::Conforms));
+    let mut asked = verdicts.iter().flat_map(|verdict| &verdict.answers).map(|answer| &answer.asked);
+    assert!(asked.all(|asked| asked.starts_with("GET ") || asked.starts_with("HEAD ")));
+    registry.stop().await;
+}
+
 /// A suite that finds nothing wrong with anything would be passed by anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_registry_gets_wrong_is_noticed() {
-    let authority = darter_agent::demo::authority::Authority::new("nobody", &["localhost"]).unwrap();
+    let authority = Authority::new("nobody", &["localhost"]).unwrap();
     for (slip, cases) in [
         (Slip::None, &[][..]),
         (Slip::Range, &["range-first-bytes", "range-middle", "range-open-end", "range-suffix", "range-past-the-end"]),
