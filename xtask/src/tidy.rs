@@ -48,6 +48,8 @@ const ROOMS: [Room; 5] = [
             "agent/tests",
             // What the transport is measured against.
             "agent/benches",
+            // A client of any registry.
+            "chaos-tests/src/conformance",
         ],
     },
     Room { crates: &["kube", "k8s_openapi"], rooms: &["discovery/src/kubernetes"] },

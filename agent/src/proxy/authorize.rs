@@ -57,7 +57,7 @@ pub enum Verdict {
         /// What the registry would say about it, without a length.
         headers: HeaderMap,
     },
-    /// Nothing; this is the registry's own answer. Its body is empty where the registry was asked with HEAD.
+    /// Nothing; this is the registry's own answer.
     Refused(Response<Bytes>),
     /// What the registry itself gives: the blob is empty or its length is unknown, so the swarm cannot carry it.
     PassThrough,

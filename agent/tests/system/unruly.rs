@@ -2,7 +2,7 @@
 //! wrong is in any cache, so that everything is right as soon as the registry is.
 
 mod cases;
-mod registry;
+pub(crate) mod registry;
 
 #[path = "../../src/source/registry/testing/server.rs"]
 // The crate's own tests have a use for what is not used here.
@@ -69,7 +69,8 @@ async fn whatever_a_registry_does_nothing_wrong_is_kept_or_passed_for_right() {
     stage.stop().await;
 }
 
-async fn stage() -> Stage {
+/// Agents that take whatever listens at the registry's address for a registry that speaks plain HTTP.
+pub(crate) async fn stage() -> Stage {
     let plan = Plan {
         layers: vec![64 * KIB],
         tls: false,
@@ -131,7 +132,7 @@ async fn pull(unruly: &Unruly, case: &Case, way: &Way) -> Came {
 }
 
 /// Hashes every blob of a cache; how many there are.
-fn checked(directory: &Path) -> usize {
+pub(crate) fn checked(directory: &Path) -> usize {
     let mut count = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

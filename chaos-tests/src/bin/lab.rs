@@ -1,12 +1,13 @@
 //! `lab [--darter FILE] [FILTER]`: the lab as a program. `cargo xtask lab` builds what it needs and calls it.
 //!
-//! `lab origin ADDRESS LAYOUT` and `lab client ORDER` are for the lab itself, which runs its counting registry
-//! and its clients that way inside a namespace.
+//! `lab origin ADDRESS LAYOUT`, `lab client ORDER` and `lab suite ...` are for the lab itself, which runs its counting
+//! registry, its clients and the conformance suite that way inside a namespace.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use chaos_tests::conformance;
 use chaos_tests::lab::runner::{Plan, run};
 use chaos_tests::lab::{client, origin};
 
@@ -24,6 +25,9 @@ async fn main() -> Result<ExitCode> {
     {
         println!("{}", client::pull(&client::Order::read(order)?).await?.write());
         return Ok(ExitCode::SUCCESS);
+    }
+    if args.len() > 1 && args[0] == "suite" {
+        return conformance::main(args).await;
     }
     let mut filter = String::new();
     // Cargo puts all binaries of a profile next to each other.

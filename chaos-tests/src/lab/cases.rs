@@ -1,6 +1,7 @@
 //! What the lab tries, in the order in which it is run: the lab itself first, then real clients, then trouble.
 
 mod calm;
+mod conformance;
 mod credentials;
 mod crowd;
 mod cut_off;
@@ -58,6 +59,8 @@ pub const CASES: &[Case] = &[
     Case { name: "skopeo", tools: &[], agent: true, run: |world| Box::pin(pulls::skopeo(world)) },
     Case { name: "warm", tools: &[], agent: true, run: |world| Box::pin(pulls::warm(world)) },
     Case { name: "credentials", tools: &[], agent: true, run: |world| Box::pin(credentials::credentials(world)) },
+    Case { name: "conformance", tools: &[], agent: true, run: |world| Box::pin(conformance::secure(world)) },
+    Case { name: "conformance-plain", tools: &[], agent: true, run: |world| Box::pin(conformance::plain(world)) },
     Case { name: "peer-killed", tools: &[], agent: true, run: |world| Box::pin(killed::peer_killed(world)) },
     Case { name: "cut-off-before", tools: &[], agent: true, run: |world| Box::pin(cut_off::before(world)) },
     Case { name: "cut-off-during", tools: &[], agent: true, run: |world| Box::pin(cut_off::during(world)) },

@@ -101,7 +101,11 @@ impl Registry {
         let mut config = serde_json::json!({
             "version": "0.1",
             "log": {"level": "info", "formatter": "json", "accesslog": {"disabled": true}},
-            "storage": {"filesystem": {"rootdirectory": dir.join("data")}, "cache": {"blobdescriptor": "inmemory"}},
+            "storage": {
+                "filesystem": {"rootdirectory": dir.join("data")},
+                "cache": {"blobdescriptor": "inmemory"},
+                "delete": {"enabled": true},
+            },
             "http": {"addr": name, "secret": "one registry, so nobody to share it with"},
         });
         let ca = if access == Access::Plain {

@@ -1,4 +1,4 @@
-//! The question itself: HEAD of the client's own URL with the client's own headers.
+//! The question itself: HEAD of the client's own URL with the client's own headers, and GET for the words of a no.
 
 use std::sync::Arc;
 
@@ -31,13 +31,14 @@ pub(super) async fn blob(upstream: &Upstream, origin: &BlobOrigin, question: &Qu
     }
 }
 
-/// HEAD, or the blob's first byte where HEAD is not answered: some registries do not know it, and some redirect it to a
-/// URL that was signed for GET.
+/// HEAD, or the blob's first byte where HEAD says too little: some registries do not know it, some redirect it to a URL
+/// that was signed for GET, and a refusal of HEAD comes without the document that tells the client why.
 async fn head_or_first_byte(upstream: &Upstream, origin: &BlobOrigin) -> Result<Asked, OriginError> {
     let asked = upstream.follow(&Method::HEAD, origin, None).await?;
     let status = asked.response.status();
-    let unknown = matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
-    if unknown || (!asked.by_registry && status.is_client_error()) {
+    // A registry that limits the rate is not asked again.
+    let limited = asked.by_registry && status == StatusCode::TOO_MANY_REQUESTS;
+    if (status.is_client_error() && !limited) || status == StatusCode::NOT_IMPLEMENTED {
         return upstream.part(origin, &(0..1)).await;
     }
     Ok(asked)

@@ -224,12 +224,42 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, co
             (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value.trim()).unwrap())
         })
         .collect();
-    let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
+    let body = if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
+        chunks(stream, buffer).await?
+    } else {
+        let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
+        take(stream, buffer, length).await?
+    };
+    Some(Seen { connection, method, path, headers, body })
+}
+
+async fn take(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, length: usize) -> Option<Vec<u8>> {
     while buffer.len() < length {
         if stream.read_buf(buffer).await.ok()? == 0 {
             return None;
         }
     }
-    let body = buffer.drain(..length).collect();
-    Some(Seen { connection, method, path, headers, body })
+    Some(buffer.drain(..length).collect())
+}
+
+/// A body in chunks, without trailers.
+async fn chunks(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = buffer.windows(2).position(|two| two == b"\r\n") {
+                break end;
+            }
+            if stream.read_buf(buffer).await.ok()? == 0 {
+                return None;
+            }
+        };
+        let size: Vec<u8> = buffer.drain(..end + 2).take(end).collect();
+        let length = usize::from_str_radix(std::str::from_utf8(&size).unwrap(), 16).unwrap();
+        let chunk = take(stream, buffer, length + 2).await?;
+        body.extend_from_slice(&chunk[..length]);
+        if length == 0 {
+            return Some(body);
+        }
+    }
 }
