@@ -78,15 +78,10 @@ impl Reader {
                 self.progress.changed().await.map_err(|_| StoreError::Gone)?;
                 continue;
             };
-            let (blob, files, offset, left) =
-                (Arc::clone(&self.blob), Arc::clone(&files), self.offset, self.end - self.offset);
-            let chunk = self.blob.blocking(move || {
-                verify::range(&files, piece, offset, left).and_then(|range| read(&range)).map_err(|_| {
-                    publish::lose(&blob, &files, piece);
-                    StoreError::Lost
-                })
-            });
-            let chunk = chunk.await??;
+            let chunk = match self.at_hand(&files, piece) {
+                Some(chunk) => chunk,
+                None => self.from_disk(&files, piece).await?,
+            };
             // A piece that was dropped and written again while it was read may be half of each.
             if matches!(self.admit(piece)?, Admission::Go { lost: now } if now == lost) {
                 self.offset += chunk.len() as u64;
@@ -112,6 +107,26 @@ impl Reader {
     #[must_use]
     pub fn blob(&self) -> &Arc<Blob> {
         &self.blob
+    }
+
+    /// The next bytes of a piece, if nothing has to be waited or computed for. What is in the page cache takes less time than
+    /// another thread takes to hear of it.
+    fn at_hand(&self, files: &Files, piece: PieceIndex) -> Option<Bytes> {
+        let range = verify::checked(files, piece, self.offset, self.end - self.offset)?;
+        files.read_cached(range.offset(), range.length()).map(Bytes::from)
+    }
+
+    /// The next bytes of a piece, on a thread that may block: compares the piece first, where that has not been done.
+    async fn from_disk(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
+        let (blob, files, offset, left) =
+            (Arc::clone(&self.blob), Arc::clone(files), self.offset, self.end - self.offset);
+        let chunk = self.blob.blocking(move || {
+            verify::range(&files, piece, offset, left).and_then(|range| read(&range)).map_err(|_| {
+                publish::lose(&blob, &files, piece);
+                StoreError::Lost
+            })
+        });
+        chunk.await?
     }
 
     async fn files(&mut self) -> Result<Arc<Files>, StoreError> {

@@ -142,12 +142,22 @@ pub(super) fn stored(files: &Files, piece: PieceIndex) -> Result<VerifiedPiece, 
 /// Compares a piece on disk with its record, if that has not been done since its files were opened, and gives the part
 /// that begins at `offset` of the blob and has at most `length` bytes.
 pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Result<VerifiedRange<'_>, Rotten> {
-    if !files.is_checked(piece) {
-        compare(files, piece, |_| {})?;
+    if let Some(range) = checked(files, piece, offset, length) {
+        return Ok(range);
     }
+    compare(files, piece, |_| {})?;
+    Ok(part(files, piece, offset, length))
+}
+
+/// The same for a piece that has been compared; `None` for another one. Does not touch the disk.
+pub(super) fn checked(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Option<VerifiedRange<'_>> {
+    files.is_checked(piece).then(|| part(files, piece, offset, length))
+}
+
+fn part(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> VerifiedRange<'_> {
     let end = files.geometry.offset(piece) + u64::from(files.geometry.piece_length(piece));
     let length = end.saturating_sub(offset).min(length).min(CHUNK_BYTES as u64);
-    Ok(VerifiedRange { files, offset, length: length as usize })
+    VerifiedRange { files, offset, length: length as usize }
 }
 
 /// Reads a piece back in chunks, shows each to `see`, and compares the whole piece with its record.
