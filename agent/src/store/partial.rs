@@ -94,12 +94,7 @@ impl Files {
     /// The room is zeroed before it is read into, which takes a small part of the time of handing it to another thread.
     pub(super) fn read_cached(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; length];
-        let into = &mut [IoSliceMut::new(&mut bytes)];
-        match rustix::io::preadv2(&self.bytes, into, offset, ReadWriteFlags::NOWAIT) {
-            Ok(count) if count == length => Some(bytes),
-            // Not all of it is in memory, or this file system cannot say.
-            Ok(_) | Err(_) => None,
-        }
+        cached(&self.bytes, &mut bytes, offset).then_some(bytes)
     }
 
     /// Writes a piece's bytes, then its record.
@@ -121,6 +116,13 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The same where that is in memory.
+    pub(super) fn proof_cached(&self, piece: PieceIndex) -> Option<PieceProof> {
+        let mut record = [0; journal::RECORD_BYTES];
+        let there = cached(&self.journal, &mut record, journal::slot(piece));
+        there.then(|| journal::read_record(&self.task, &self.geometry, piece, &record)).flatten()
     }
 
     /// Every piece that the journal knows.
@@ -168,6 +170,13 @@ impl Files {
     pub(super) fn used(&self) -> io::Result<SystemTime> {
         self.journal.metadata()?.modified()
     }
+}
+
+/// Reads into the whole of `into`, if the kernel has all of it in memory, and this file system can say so.
+fn cached(file: &File, into: &mut [u8], offset: u64) -> bool {
+    let length = into.len();
+    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT);
+    read.is_ok_and(|count| count == length)
 }
 
 /// The cut that a journal names, if it is whole and this task's.

@@ -21,7 +21,7 @@ use super::error::StoreError;
 use super::partial::Files;
 use super::publish;
 use super::state::{Outcome, Progress};
-use super::verify::{self, Rotten, VerifiedRange};
+use super::verify::{self, VerifiedRange};
 
 /// Reads a range of a blob in order, waiting for pieces that are not there. Holds at most one chunk in memory, and the
 /// blob in the cache.
@@ -78,8 +78,8 @@ impl Reader {
                 self.progress.changed().await.map_err(|_| StoreError::Gone)?;
                 continue;
             };
-            let chunk = match self.at_hand(&files, piece) {
-                Some(chunk) => chunk,
+            let chunk = match verify::at_hand(&files, piece, self.offset, self.end - self.offset) {
+                Some(range) => range.into_bytes(),
                 None => self.from_disk(&files, piece).await?,
             };
             // A piece that was dropped and written again while it was read may be half of each.
@@ -109,19 +109,12 @@ impl Reader {
         &self.blob
     }
 
-    /// The next bytes of a piece, if nothing has to be waited or computed for. What is in the page cache takes less time than
-    /// another thread takes to hear of it.
-    fn at_hand(&self, files: &Files, piece: PieceIndex) -> Option<Bytes> {
-        let range = verify::checked(files, piece, self.offset, self.end - self.offset)?;
-        files.read_cached(range.offset(), range.length()).map(Bytes::from)
-    }
-
-    /// The next bytes of a piece, on a thread that may block: compares the piece first, where that has not been done.
+    /// The next bytes of a piece, on a thread that may block.
     async fn from_disk(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
         let (blob, files, offset, left) =
             (Arc::clone(&self.blob), Arc::clone(files), self.offset, self.end - self.offset);
         let chunk = self.blob.blocking(move || {
-            verify::range(&files, piece, offset, left).and_then(|range| read(&range)).map_err(|_| {
+            verify::range(&files, piece, offset, left).map(VerifiedRange::into_bytes).map_err(|_| {
                 publish::lose(&blob, &files, piece);
                 StoreError::Lost
             })
@@ -165,11 +158,4 @@ impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reader({}, {}..{})", self.blob.task(), self.offset, self.end)
     }
-}
-
-/// Reads what was found to be right.
-fn read(range: &VerifiedRange<'_>) -> Result<Bytes, Rotten> {
-    let mut bytes = Vec::new();
-    range.files().read(range.offset(), range.length(), &mut bytes)?;
-    if bytes.len() == range.length() { Ok(bytes.into()) } else { Err(Rotten) }
 }

@@ -21,6 +21,12 @@ const NODES: usize = 2;
 /// connections. A second for a machine that is busy otherwise, for each of its layers one after the other.
 const FALLBACK_LATER_MAX: Duration = Duration::from_secs(5);
 
+/// The examples for another registry.
+const SHIPPED: [(&str, &str); 2] = [
+    ("50-crio.conf", include_str!("../../../../deploy/node/crio/10-darter.conf")),
+    ("51-podman.conf", include_str!("../../../../deploy/node/podman/10-darter.conf")),
+];
+
 /// A stage whose hosts have their own /etc, with what its operator had there before.
 struct Nodes {
     stage: Stage,
@@ -88,7 +94,11 @@ pub(super) async fn containerd(world: &mut World) -> Result<String> {
     let mut nodes = Nodes::set(world, "configure-containerd", |world, etc, host, registry, ca| {
         etc.write(containerd::CONFIG, &Containerd::config(world, host)?)?;
         etc.write("ssl/lab.crt", ca)?;
-        let ours = format!("# ours\nserver = \"https://{registry}\"\nca = \"/etc/ssl/lab.crt\"\n");
+        let server = format!("https://{registry}");
+        let ours = format!(
+            "# ours\nserver = \"{server}\"\n\n[host.\"{server}\"]\ncapabilities = [\"pull\", \"resolve\"]\n\
+             ca = \"/etc/ssl/lab.crt\"\n"
+        );
         etc.write(&format!("{}/{registry}/hosts.toml", containerd::HOSTS), &ours)
     })
     .await?;
@@ -166,9 +176,10 @@ pub(super) async fn docker(world: &mut World) -> Result<String> {
 pub(super) async fn crio(world: &mut World) -> Result<String> {
     let mut nodes = Nodes::set(world, "configure-crio", |_, etc, _, registry, ca| {
         etc.write("containers/registries.conf", "unqualified-search-registries = [\"docker.io\"]\n")?;
-        let ours = "# ours\n[[registry]]\nprefix = \"registry.example.org\"\nblocked = true\n";
-        etc.write("containers/registries.conf.d/50-ours.conf", ours)?;
-        // As podman has it, and not a file that the agent adds.
+        // Any that cannot be parsed fails every pull.
+        for (name, text) in SHIPPED {
+            etc.write(&format!("containers/registries.conf.d/{name}"), text)?;
+        }
         etc.write(&format!("containers/certs.d/{registry}/ca.crt"), ca)
     })
     .await?;
