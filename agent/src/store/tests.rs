@@ -4,6 +4,7 @@
 
 mod crash;
 mod room;
+mod hand;
 mod tamper;
 
 use std::path::Path;

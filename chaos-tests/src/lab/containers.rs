@@ -14,6 +14,9 @@ use super::world::World;
 /// Images of whatever origin are taken: who signed them is nobody's business here.
 const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
 
+/// podman raises these otherwise, which a lab inside a container may not.
+const LIMITS: [&str; 2] = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"];
+
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
@@ -63,8 +66,7 @@ impl Containers {
         let id = id.trim().trim_start_matches("sha256:");
         ensure!(image.id == format!("sha256:{id}"), "{:?} has image {id}, pushed was {}", self.tool, image.id);
         if self.tool == Tool::Podman {
-            let run =
-                self.run().args(["--cgroup-manager=cgroupfs", "run", "--rm", "--network=none", "--cgroups=disabled"]);
+            let run = self.run().args(["--cgroup-manager=cgroupfs", "run", "--rm", "--network=none"]).args(LIMITS);
             let printed = run.arg(name).within(RUN_DEADLINE).output().await?;
             ensure!(printed == image.prints, "the container printed {printed:?} instead of {:?}", image.prints);
         }
