@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod crash;
-mod room;
 mod hand;
+mod room;
 mod tamper;
 
 use std::path::Path;

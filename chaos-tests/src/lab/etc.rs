@@ -19,8 +19,8 @@ const COPIED: [&str; 8] =
 /// Mounts the first argument on /etc, and runs the rest there.
 const ENTER: &str = r#"mount --bind "$1" /etc && shift && exec "$@""#;
 
-/// What a runtime itself writes there: dockerd its identity.
-const OWN: &str = "docker/key.json";
+/// What runtimes themselves write there: dockerd its identity, podman locks of its networks.
+const OWN: [&str; 3] = ["docker/key.json", "cni/net.d/cni.lock", "containers/networks/netavark.lock"];
 
 /// All files, by path without /etc.
 pub type Files = BTreeMap<PathBuf, Vec<u8>>;
@@ -57,7 +57,7 @@ impl Etc {
         fs::read_to_string(self.dir.join(path)).with_context(|| format!("cannot read /etc/{path}"))
     }
 
-    /// Every file there is, but for those of a runtime's own.
+    /// Every file there is, but for what runtimes write themselves.
     pub fn files(&self) -> Result<Files> {
         let (mut files, mut folders) = (Files::new(), vec![self.dir.clone()]);
         while let Some(folder) = folders.pop() {
@@ -68,7 +68,7 @@ impl Etc {
                 }
                 if path.is_dir() {
                     folders.push(path);
-                } else if !path.ends_with(OWN) {
+                } else if !OWN.iter().any(|own| path.ends_with(own)) {
                     files.insert(path.strip_prefix(&self.dir)?.to_owned(), fs::read(&path)?);
                 }
             }
