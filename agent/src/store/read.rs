@@ -80,7 +80,7 @@ impl Reader {
             };
             let chunk = match verify::at_hand(&files, piece, self.offset, self.end - self.offset) {
                 Some(range) => range.into_bytes(),
-                None => self.from_disk(&files, piece).await?,
+                None => self.elsewhere(&files, piece).await?,
             };
             // A piece that was dropped and written again while it was read may be half of each.
             if matches!(self.admit(piece)?, Admission::Go { lost: now } if now == lost) {
@@ -110,7 +110,7 @@ impl Reader {
     }
 
     /// The next bytes of a piece, on a thread that may block.
-    async fn from_disk(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
+    async fn elsewhere(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
         let (blob, files, offset, left) =
             (Arc::clone(&self.blob), Arc::clone(files), self.offset, self.end - self.offset);
         let chunk = self.blob.blocking(move || {

@@ -137,7 +137,7 @@ pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) 
         if part.is_of_a_chunk() {
             let mut bytes = Vec::new();
             files.read(part.start, part.piece_length, &mut bytes)?;
-            return part.of_whole(files, bytes, &files.proof(piece)?.ok_or(Rotten)?);
+            return part.compared(files, bytes, &files.proof(piece)?.ok_or(Rotten)?);
         }
         compare(files, piece, |_| {})?;
     }
@@ -157,7 +157,7 @@ pub(super) fn at_hand(files: &Files, piece: PieceIndex, offset: u64, length: u64
         return None;
     }
     let (proof, bytes) = (files.proof_cached(piece)?, files.read_cached(part.start, part.piece_length)?);
-    part.of_whole(files, bytes, &proof).ok()
+    part.compared(files, bytes, &proof).ok()
 }
 
 /// Which bytes of a piece are wanted.
@@ -184,7 +184,7 @@ impl Part {
     }
 
     /// Compares a piece that was read, and cuts the part out of it.
-    fn of_whole(&self, files: &Files, bytes: Vec<u8>, proof: &PieceProof) -> Result<VerifiedRange, Rotten> {
+    fn compared(&self, files: &Files, bytes: Vec<u8>, proof: &PieceProof) -> Result<VerifiedRange, Rotten> {
         let verified = received(&files.geometry, self.piece, proof, Hashed::now(bytes.into())).map_err(|_| Rotten)?;
         files.set_checked(self.piece);
         let from = (self.offset - self.start) as usize;
