@@ -2,7 +2,7 @@
 //!
 //! A small registry and several agents, each a process of its own, on loopback. Clients pull one image through every
 //! agent at the same moment, then again; the report says what came from where and whether all is right. The agents are
-//! this very binary, and every part can be used by tests: [`registry`], [`image`], [`cluster`], [`client`].
+//! this very binary, and every part can be used by tests: [`registry`], [`image`], [`cluster`]. What pulls is [`crate::client`].
 //!
 //! Not here: anything that an agent does.
 
@@ -18,8 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Barrier;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::client::{Client, PullError, Pulled, Transfer};
+
 pub mod authority;
-pub mod client;
 pub mod cluster;
 pub mod image;
 pub mod progress;
@@ -27,7 +28,6 @@ pub mod registry;
 pub mod report;
 
 use authority::{Authority, AuthorityError};
-use client::{Client, PullError, Pulled, Transfer};
 use cluster::{Agent, Cluster, ClusterError, Sources, Subnet, Upstream};
 use image::Image;
 use progress::{Progress, Style};

@@ -2,7 +2,8 @@
 //!
 //! `proxy` takes it, `pull` drives the sans-IO core, `source` gets pieces from peers or the registry, `store` checks
 //! and keeps them, `proxy::body` streams the verified bytes to the client, `upload` gives pieces to others.
-//! Beside that path: `gossip` (members, events, the tracker), `net` (sockets and TLS), `admin`, `config`, `app`.
+//! Beside that path: `gossip` (members, events, the tracker), `net` (sockets and TLS), `admin`, `config`, `app`;
+//! `client` plays a container runtime.
 
 pub mod proxy;
 pub mod pull;
@@ -16,5 +17,6 @@ pub mod net;
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod demo;

@@ -4,6 +4,8 @@
 //! [`play`] is one run: a world of the lab, Debian's docker-registry, shaped links, one [`contestants`] team, clients that
 //! begin together. [`figures`] turns what was measured into ratios, for nothing else can be compared between machines.
 //!
+//! [`hit`] is apart from all that: one agent that has the blob, beside nginx.
+//!
 //! Not here: thresholds. What the figures should be stands in `docs/benchmarks.md`, and a machine with two cores misses some
 //! of it for want of cores.
 
@@ -19,3 +21,5 @@ pub mod torrent;
 pub mod tracker;
 
 pub mod figures;
+
+pub mod hit;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use darter_tracker::Digest;
 use sha2::{Digest as _, Sha256};
 
-/// Media type of an image manifest.
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+use crate::client::MANIFEST_TYPE;
+
 /// Media type of an image configuration.
 pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a layer that is not compressed.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::client::Transfer;
+use crate::client::Transfer;
 
 /// How often the bars are drawn: often enough to look alive, too seldom to cost anything.
 const DRAW_EVERY: Duration = Duration::from_millis(100);

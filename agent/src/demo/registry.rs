@@ -14,7 +14,6 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
 use bytes::Bytes;
 use darter_tracker::Digest;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::image::{Blob, Image};
+use crate::client::Credentials;
 
 mod body;
 mod route;
@@ -88,24 +88,6 @@ impl Default for Options {
             corrupt: BTreeSet::new(),
             delay: Duration::ZERO,
         }
-    }
-}
-
-/// A user name and a password of a demonstration or a test. Real credentials do not belong here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user's name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl Credentials {
-    /// The value of an `Authorization` header.
-    #[must_use]
-    pub fn authorization(&self) -> String {
-        let pair = format!("{}:{}", self.user, self.password);
-        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
     }
 }
 

@@ -21,7 +21,7 @@ use super::error::StoreError;
 use super::partial::Files;
 use super::publish;
 use super::state::{Outcome, Progress};
-use super::verify::{self, Rotten, VerifiedRange};
+use super::verify::{self, VerifiedRange};
 
 /// Reads a range of a blob in order, waiting for pieces that are not there. Holds at most one chunk in memory, and the
 /// blob in the cache.
@@ -78,15 +78,10 @@ impl Reader {
                 self.progress.changed().await.map_err(|_| StoreError::Gone)?;
                 continue;
             };
-            let (blob, files, offset, left) =
-                (Arc::clone(&self.blob), Arc::clone(&files), self.offset, self.end - self.offset);
-            let chunk = self.blob.blocking(move || {
-                verify::range(&files, piece, offset, left).and_then(|range| read(&range)).map_err(|_| {
-                    publish::lose(&blob, &files, piece);
-                    StoreError::Lost
-                })
-            });
-            let chunk = chunk.await??;
+            let chunk = match verify::at_hand(&files, piece, self.offset, self.end - self.offset) {
+                Some(range) => range.into_bytes(),
+                None => self.elsewhere(&files, piece).await?,
+            };
             // A piece that was dropped and written again while it was read may be half of each.
             if matches!(self.admit(piece)?, Admission::Go { lost: now } if now == lost) {
                 self.offset += chunk.len() as u64;
@@ -112,6 +107,19 @@ impl Reader {
     #[must_use]
     pub fn blob(&self) -> &Arc<Blob> {
         &self.blob
+    }
+
+    /// The next bytes of a piece, on a thread that may block.
+    async fn elsewhere(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
+        let (blob, files, offset, left) =
+            (Arc::clone(&self.blob), Arc::clone(files), self.offset, self.end - self.offset);
+        let chunk = self.blob.blocking(move || {
+            verify::range(&files, piece, offset, left).map(VerifiedRange::into_bytes).map_err(|_| {
+                publish::lose(&blob, &files, piece);
+                StoreError::Lost
+            })
+        });
+        chunk.await?
     }
 
     async fn files(&mut self) -> Result<Arc<Files>, StoreError> {
@@ -150,11 +158,4 @@ impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reader({}, {}..{})", self.blob.task(), self.offset, self.end)
     }
-}
-
-/// Reads what was found to be right.
-fn read(range: &VerifiedRange<'_>) -> Result<Bytes, Rotten> {
-    let mut bytes = Vec::new();
-    range.files().read(range.offset(), range.length(), &mut bytes)?;
-    if bytes.len() == range.length() { Ok(bytes.into()) } else { Err(Rotten) }
 }

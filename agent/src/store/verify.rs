@@ -67,11 +67,9 @@ pub(super) struct VerifiedPiece {
     bytes: Bytes,
 }
 
-/// A part of a piece on disk that matches its record.
-pub(super) struct VerifiedRange<'a> {
-    files: &'a Files,
-    offset: u64,
-    length: usize,
+/// Bytes from the disk, of a piece that matches its record.
+pub(super) struct VerifiedRange {
+    bytes: Bytes,
 }
 
 /// The bytes on disk are not those that the journal speaks of, or cannot be read.
@@ -103,17 +101,9 @@ impl VerifiedPiece {
     }
 }
 
-impl VerifiedRange<'_> {
-    pub(super) fn files(&self) -> &Files {
-        self.files
-    }
-
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    pub(super) fn length(&self) -> usize {
-        self.length
+impl VerifiedRange {
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes
     }
 }
 
@@ -139,15 +129,67 @@ pub(super) fn stored(files: &Files, piece: PieceIndex) -> Result<VerifiedPiece, 
     received(&files.geometry, piece, &proof, Hashed::now(bytes.into())).map_err(|_| Rotten)
 }
 
-/// Compares a piece on disk with its record, if that has not been done since its files were opened, and gives the part
-/// that begins at `offset` of the blob and has at most `length` bytes.
-pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Result<VerifiedRange<'_>, Rotten> {
+/// The part of a piece that begins at `offset` of the blob and has at most `length` bytes. The piece is compared with its
+/// record, if that has not been done since its files were opened.
+pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Result<VerifiedRange, Rotten> {
+    let part = Part::of(files, piece, offset, length);
     if !files.is_checked(piece) {
+        if part.is_of_a_chunk() {
+            let mut bytes = Vec::new();
+            files.read(part.start, part.piece_length, &mut bytes)?;
+            return part.compared(files, bytes, &files.proof(piece)?.ok_or(Rotten)?);
+        }
         compare(files, piece, |_| {})?;
     }
-    let end = files.geometry.offset(piece) + u64::from(files.geometry.piece_length(piece));
-    let length = end.saturating_sub(offset).min(length).min(CHUNK_BYTES as u64);
-    Ok(VerifiedRange { files, offset, length: length as usize })
+    let mut bytes = Vec::new();
+    files.read(offset, part.length, &mut bytes)?;
+    if bytes.len() == part.length { Ok(VerifiedRange { bytes: bytes.into() }) } else { Err(Rotten) }
+}
+
+/// The same without waiting for the disk, and without more than a chunk's work: `None` where it would take either. Another
+/// thread is not asked for what takes less time than its waking.
+pub(super) fn at_hand(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Option<VerifiedRange> {
+    let part = Part::of(files, piece, offset, length);
+    if files.is_checked(piece) {
+        return files.read_cached(offset, part.length).map(|bytes| VerifiedRange { bytes: bytes.into() });
+    }
+    if !part.is_of_a_chunk() {
+        return None;
+    }
+    let (proof, bytes) = (files.proof_cached(piece)?, files.read_cached(part.start, part.piece_length)?);
+    part.compared(files, bytes, &proof).ok()
+}
+
+/// Which bytes of a piece are wanted.
+struct Part {
+    piece: PieceIndex,
+    /// Where the piece begins.
+    start: u64,
+    piece_length: usize,
+    offset: u64,
+    length: usize,
+}
+
+impl Part {
+    fn of(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Self {
+        let (start, piece_length) = (files.geometry.offset(piece), files.geometry.piece_length(piece));
+        let left = (start + u64::from(piece_length)).saturating_sub(offset);
+        let length = left.min(length).min(CHUNK_BYTES as u64) as usize;
+        Self { piece, start, piece_length: piece_length as usize, offset, length }
+    }
+
+    /// Whether the whole piece is read at once.
+    fn is_of_a_chunk(&self) -> bool {
+        self.piece_length <= CHUNK_BYTES
+    }
+
+    /// Compares a piece that was read, and cuts the part out of it.
+    fn compared(&self, files: &Files, bytes: Vec<u8>, proof: &PieceProof) -> Result<VerifiedRange, Rotten> {
+        let verified = received(&files.geometry, self.piece, proof, Hashed::now(bytes.into())).map_err(|_| Rotten)?;
+        files.set_checked(self.piece);
+        let from = (self.offset - self.start) as usize;
+        Ok(VerifiedRange { bytes: verified.bytes.slice(from..from + self.length) })
+    }
 }
 
 /// Reads a piece back in chunks, shows each to `see`, and compares the whole piece with its record.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use darter_agent::demo::client::LAYERS_AT_ONCE;
+use darter_agent::client::LAYERS_AT_ONCE;
 use darter_agent::demo::registry;
 
 use crate::stage::{KIB, MIB, Plan, Stage};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
-use darter_agent::demo::client::Client;
+use darter_agent::client::Client;
 use http::{HeaderMap, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use darter_agent::demo::client::{Client, PullError, Pulled, Transfer};
+use darter_agent::client::{Client, PullError, Pulled, Transfer};
 use darter_agent::demo::registry;
 use futures_util::future::{join, join_all};
 use tokio::time::error::Elapsed;

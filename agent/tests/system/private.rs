@@ -1,6 +1,7 @@
 //! A cached private blob stays private (D8).
 
-use darter_agent::demo::registry::{self, Credentials};
+use darter_agent::client::Credentials;
+use darter_agent::demo::registry;
 use http::{Method, StatusCode};
 use serde_json::json;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 
-use darter_agent::demo::client::Transfer;
+use darter_agent::client::Transfer;
 use darter_agent::demo::registry::{self, Stats};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};

@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use darter_agent::client::{Client, Credentials, PullError, Pulled, Transfer};
 use darter_agent::demo::authority::Authority;
-use darter_agent::demo::client::{Client, PullError, Pulled, Transfer};
 use darter_agent::demo::cluster::{self, Agent, Cluster, Subnet, Upstream};
 use darter_agent::demo::image::{Blob, Image};
-use darter_agent::demo::registry::{self, BlobStats, Credentials, Registry, Stats};
+use darter_agent::demo::registry::{self, BlobStats, Registry, Stats};
 use darter_tracker::{Digest, Geometry, PieceIndex, PieceSize, PieceSizeRule};
 use futures_util::future::join_all;
 use http::{HeaderMap, Method, StatusCode};

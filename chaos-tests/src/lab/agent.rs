@@ -205,6 +205,18 @@ impl Agent {
         self.daemon.is_some()
     }
 
+    /// The program that it is.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.darter
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Its process.
     pub fn pid(&self) -> Result<Pid> {
         Ok(self.daemon.as_ref().context("the agent does not run")?.pid())

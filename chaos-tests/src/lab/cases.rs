@@ -16,6 +16,7 @@ mod loss;
 mod pulls;
 mod restart;
 mod rolling;
+mod runtimes;
 mod service;
 mod split;
 mod stage;
@@ -49,6 +50,7 @@ pub const TOOLS: [&str; 9] = ["ip", "nsenter", "unshare", "nft", "tc", "curl", "
 
 const DOCKER: &[&str] = &["docker", "dockerd", "containerd", "runc"];
 const CONTAINERD: &[&str] = &["containerd", "ctr", "runc"];
+const CONTAINERS: &[&str] = &["podman", "buildah", "runc"];
 const BOTH: &[&str] = &["docker", "dockerd", "containerd", "ctr", "runc"];
 
 /// What the agent passes, and what is run where no filter names anything.
@@ -56,6 +58,15 @@ pub const CASES: &[Case] = &[
     Case { name: "direct", tools: BOTH, agent: false, run: |world| Box::pin(direct::direct(world)) },
     Case { name: "docker", tools: DOCKER, agent: true, run: |world| Box::pin(pulls::docker(world)) },
     Case { name: "containerd", tools: CONTAINERD, agent: true, run: |world| Box::pin(pulls::containerd(world)) },
+    Case { name: "mirrors", tools: DOCKER, agent: true, run: |world| Box::pin(runtimes::registry_mirrors(world)) },
+    Case { name: "configure-docker", tools: DOCKER, agent: true, run: |world| Box::pin(runtimes::docker(world)) },
+    Case {
+        name: "configure-containerd",
+        tools: CONTAINERD,
+        agent: true,
+        run: |world| Box::pin(runtimes::containerd(world)),
+    },
+    Case { name: "configure-crio", tools: CONTAINERS, agent: true, run: |world| Box::pin(runtimes::crio(world)) },
     Case { name: "skopeo", tools: &[], agent: true, run: |world| Box::pin(pulls::skopeo(world)) },
     Case { name: "warm", tools: &[], agent: true, run: |world| Box::pin(pulls::warm(world)) },
     Case { name: "credentials", tools: &[], agent: true, run: |world| Box::pin(credentials::credentials(world)) },

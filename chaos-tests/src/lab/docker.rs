@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::command::{Run, wait_for};
 use super::daemon::Daemon;
+use super::etc::Etc;
 use super::image::Image;
 use super::netns::Host;
 use super::world::World;
@@ -23,6 +24,9 @@ pub(super) const RUN_DEADLINE: Duration = Duration::from_secs(60);
 /// The daemon's own client where there is one: a newer one elsewhere on the PATH may refuse Debian's old daemon.
 const CLIENTS: [&str; 2] = ["/usr/bin/docker", "docker"];
 
+/// Where systemd looks for what is added to docker's unit, below /etc.
+const DROP_INS: &str = "systemd/system/docker.service.d";
+
 /// How a client reaches the registry.
 #[derive(Clone, Copy, Debug)]
 pub struct Route<'a> {
@@ -34,7 +38,7 @@ pub struct Route<'a> {
     pub proxy: Option<&'a str>,
 }
 
-/// A docker daemon. Its whole configuration is the proxy and the certificate authority.
+/// A docker daemon. Its whole configuration is the proxy and the certificate authority, or what an /etc of its own says.
 #[derive(Debug)]
 pub struct Docker {
     socket: String,
@@ -45,11 +49,30 @@ pub struct Docker {
 impl Docker {
     /// Starts a daemon on `host` and waits until it answers.
     pub async fn start(world: &World, host: &Host, route: Route<'_>) -> Result<Self> {
+        let run = host.run_trusting(route.registry, route.ca, "dockerd");
+        let run = match route.proxy {
+            Some(proxy) => run.env("HTTPS_PROXY", proxy),
+            None => run,
+        };
+        Self::launch(world, host, run).await
+    }
+
+    /// Starts a daemon on `host` that is configured by `etc`, the environment in drop-ins of its unit included.
+    pub async fn start_configured(world: &World, host: &Host, etc: &Etc) -> Result<Self> {
+        let mut run = etc.run("dockerd");
+        for (path, bytes) in etc.files()?.iter().filter(|(path, _)| path.starts_with(DROP_INS)) {
+            let text = std::str::from_utf8(bytes).with_context(|| format!("{} is no text", path.display()))?;
+            let lines = text.lines().filter_map(|line| line.strip_prefix("Environment=\"")?.strip_suffix('"'));
+            run = lines.filter_map(|line| line.split_once('=')).fold(run, |run, (name, value)| run.env(name, value));
+        }
+        Self::launch(world, host, run).await
+    }
+
+    async fn launch(world: &World, host: &Host, run: Run) -> Result<Self> {
         let name = format!("{}-docker", host.name);
         let dir = world.directory(&name)?;
         let socket = format!("unix://{}", dir.join("sock").display());
-        let mut run = host
-            .run_trusting(route.registry, route.ca, "dockerd")
+        let run = run
             .arg("--data-root")
             .arg(dir.join("data"))
             .arg("--exec-root")
@@ -57,9 +80,6 @@ impl Docker {
             .args(["-H", &socket, "-p"])
             .arg(dir.join("pid"))
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none"]);
-        if let Some(proxy) = route.proxy {
-            run = run.env("HTTPS_PROXY", proxy);
-        }
         let daemon = Daemon::start(&name, run, &world.log(&name))?;
         let mut docker = Self { socket, home: dir, daemon };
         let answers = || async { docker.command(["version"]).output().await.is_ok() };

@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::{Agent, NodeError, reference};
 use crate::cli::args::{NodeConfigureArgs, Runtime};
+use crate::client::Client;
 use crate::config::{Config, HostPort, Identity};
-use crate::demo::client::Client;
 
 /// What a client of images accepts as a manifest.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \

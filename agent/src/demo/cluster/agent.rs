@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::process::{Child, Command};
 
 use super::{Addresses, ClusterError};
-use crate::demo::client::Client;
+use crate::client::Client;
 
 /// How long an agent may take to leave after SIGTERM. A pull that is going on is given a few seconds.
 const LEAVE_MAX: Duration = Duration::from_secs(10);

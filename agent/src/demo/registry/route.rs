@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 
 use super::body::{Answer, Part};
 use super::{Repository, ServedBlob, Shared};
-use crate::demo::image::MANIFEST_TYPE;
+use crate::client::MANIFEST_TYPE;
 
 const API_VERSION: &str = "docker-distribution-api-version";
 const CONTENT_DIGEST: &str = "docker-content-digest";

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::*;
+use crate::client::{Client, PullError, Transfer};
 use crate::demo::authority::Authority;
-use crate::demo::client::{Client, PullError, Transfer};
 
 /// More than any of these tests takes on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -149,7 +149,7 @@ async fn manifests_come_by_tag_and_by_digest() {
         let path = format!("/v2/demo/app/manifests/{reference}");
         let reply = ask(&client, Method::GET, &path, None).await;
         assert_eq!((reply.status(), reply.body()), (StatusCode::OK, image.manifest()));
-        assert_eq!(header(&reply, "content-type"), crate::demo::image::MANIFEST_TYPE);
+        assert_eq!(header(&reply, "content-type"), crate::client::MANIFEST_TYPE);
         assert_eq!(header(&reply, "docker-content-digest"), image.manifest_digest().to_string());
         let head = ask(&client, Method::HEAD, &path, None).await;
         assert_eq!(header(&head, "content-length"), image.manifest().len().to_string());

@@ -1,5 +1,5 @@
 //! Plays a container runtime: pulls an image as docker does, through an agent's proxy or straight from a registry, and
-//! checks every digest.
+//! checks every digest. For the demonstration, for tests, and for the probe of `darter node configure`.
 //!
 //! The manifest by its tag, the configuration, then the layers, three at a time; bodies are hashed and thrown away.
 //! Not here: retries. A runtime would try again; the demonstration and the tests want to see the first failure.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use darter_tracker::Digest;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -17,9 +18,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256, Sha512};
-
-use super::image::MANIFEST_TYPE;
-use super::registry::Credentials;
 
 mod connect;
 #[cfg(test)]
@@ -40,6 +38,27 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// Larger manifests and other small answers are refused; the specification asks clients for 4 MiB.
 const SMALL_BODY_BYTES_MAX: usize = 4 << 20;
+
+/// Media type of an image manifest.
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A user name and a password of HTTP's basic authentication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user's name.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl Credentials {
+    /// The value of an `Authorization` header.
+    #[must_use]
+    pub fn authorization(&self) -> String {
+        let pair = format!("{}:{}", self.user, self.password);
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+    }
+}
 
 /// Where a client pulls from, and by which way.
 #[derive(Clone, Debug)]
@@ -76,11 +95,11 @@ impl Transfer {
         self.done_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn expect(&self, bytes: u64) {
+    pub(crate) fn expect(&self, bytes: u64) {
         self.expected_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn add(&self, bytes: u64) {
+    pub(crate) fn add(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
