@@ -20,6 +20,7 @@ pub mod mirror;
 pub mod tls;
 
 mod blob;
+mod by_digest;
 mod connect;
 mod listener;
 mod pass;
@@ -149,7 +150,10 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
             Route::MalformedDigest if reads => Err(Refusal::Digest),
             Route::Blob { name, digest } if swarm => self.deliver(head, Repository { registry, name }, digest).await,
             // A query may hold a credential, which the authorizer would not know of.
-            Route::Manifest { name } if head.method == Method::GET && head.uri.query().is_none() => {
+            Route::Manifest { name, digest: Some(digest) } if swarm && head.uri.query().is_none() => {
+                self.deliver_manifest(head, Repository { registry, name }, digest).await
+            }
+            Route::Manifest { name, .. } if head.method == Method::GET && head.uri.query().is_none() => {
                 self.pass_manifest(upstream_request(head, body), Repository { registry, name }).await
             }
             _ => self.pass(upstream_request(head, body)).await,

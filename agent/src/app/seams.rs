@@ -56,6 +56,17 @@ impl Authorize for Authorizer {
     ) -> Vec<Descriptor> {
         Self::saw_manifest(self, repository, client, content_type, body).layers().collect()
     }
+
+    fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor> {
+        Self::held_manifest(self, origin, repository, digest, content_type, body).layers().collect()
+    }
 }
 
 fn is_forbidden(error: &OriginError) -> bool {

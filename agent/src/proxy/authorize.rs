@@ -23,6 +23,7 @@ use http::{HeaderName, Response};
 use tokio::time::Instant;
 
 use super::manifest::Manifest;
+use super::route::{self, Route};
 use crate::source::registry::{BlobOrigin, Credential, OriginError, Redacted, Upstream};
 use memory::Memory;
 
@@ -84,6 +85,19 @@ struct Question {
     repository: Repository,
     credential: Credential,
     digest: Digest,
+    /// As a manifest: a registry that gives one need not give it as a blob.
+    manifest: bool,
+}
+
+impl Question {
+    fn of(origin: &BlobOrigin, repository: &Repository, digest: &Digest) -> Self {
+        Self {
+            repository: repository.clone(),
+            credential: Credential::of(&origin.headers).with_query(origin.url.query()),
+            digest: *digest,
+            manifest: matches!(route::route(origin.url.path()), Route::Manifest { .. }),
+        }
+    }
 }
 
 /// Asks registries, and remembers for a short time what they said. One per agent; shared.
@@ -106,11 +120,7 @@ impl Authorizer {
     /// Whether the client who asked `origin` may have the blob. Asks the registry unless it said so within the last
     /// minute, or said no within the last 5 s; clients that ask the same at the same time get the same answer.
     pub async fn blob(&self, origin: &BlobOrigin, repository: &Repository, digest: &Digest) -> Verdict {
-        let question = Question {
-            repository: repository.clone(),
-            credential: Credential::of(&origin.headers).with_query(origin.url.query()),
-            digest: *digest,
-        };
+        let question = Question::of(origin, repository, digest);
         let arrived = Instant::now();
         if let Some(verdict) = self.memory().verdict(&question, arrived, arrived) {
             return verdict;
@@ -128,7 +138,12 @@ impl Authorizer {
         if matches!(&verdict, Verdict::Unavailable(error) if error.is_down())
             && let Some(length) = memory.when_down(self.when_down, &question, now)
         {
-            let verdict = Verdict::Granted { length, headers: described(digest) };
+            let mut headers = described(digest);
+            if question.manifest {
+                // The manifest itself has to say.
+                headers.remove(CONTENT_TYPE);
+            }
+            let verdict = Verdict::Granted { length, headers };
             memory.decided(question.clone(), verdict.clone(), now);
             return verdict;
         }
@@ -150,12 +165,26 @@ impl Authorizer {
         body: &[u8],
     ) -> Manifest {
         let manifest = Manifest::parse(content_type, body).unwrap_or_default();
-        let credential = Credential::of(headers);
-        let now = Instant::now();
+        self.memory().listed_all(repository, Credential::of(headers), &manifest, Instant::now());
+        manifest
+    }
+
+    /// The same for a manifest with the right bytes that the registry did not send this time. Its blobs are granted from
+    /// when the registry granted the manifest, so that a right which is revoked ends in time; not at all where it was
+    /// granted without the registry.
+    pub fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Manifest {
+        let manifest = Manifest::parse(content_type, body).unwrap_or_default();
+        let question = Question::of(origin, repository, digest);
         let mut memory = self.memory();
-        for blob in &manifest.blobs {
-            let question = Question { repository: repository.clone(), credential, digest: blob.digest };
-            memory.listed(question, blob.size, described(&blob.digest), now);
+        if let Some(asked) = memory.granted_at(&question) {
+            memory.listed_all(repository, question.credential, &manifest, asked);
         }
         drop(memory);
         manifest

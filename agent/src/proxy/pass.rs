@@ -93,8 +93,12 @@ fn manifest_type(answer: &Response<Incoming>) -> Option<&'static str> {
     (answer.status() == StatusCode::OK && small && plain).then(|| known_type(answer.headers())).flatten()
 }
 
-fn known_type(headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn known_type(headers: &HeaderMap) -> Option<&'static str> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    let essence = value.split(';').next()?.trim();
+    known(value.split(';').next()?.trim())
+}
+
+/// The known type with this name.
+pub(super) fn known(essence: &str) -> Option<&'static str> {
     MANIFEST_TYPES.into_iter().find(|known| essence.eq_ignore_ascii_case(known))
 }

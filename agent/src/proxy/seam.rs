@@ -65,6 +65,17 @@ pub trait Authorize: Send + Sync + 'static {
         content_type: &str,
         body: &[u8],
     ) -> Vec<Descriptor>;
+
+    /// The same for a manifest that came from the swarm after [`Authorize::blob`] granted it: what it lists is granted
+    /// for as long as the manifest is, and no longer.
+    fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor>;
 }
 
 /// What the registry would say to a client that asks for a blob.

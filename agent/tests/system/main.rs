@@ -18,6 +18,7 @@ mod activation;
 mod ahead;
 mod alone;
 mod busy;
+mod by_digest;
 mod cold;
 mod corrupt;
 mod deploy;
