@@ -1,4 +1,4 @@
-//! A manifest that is asked for by its digest: from the swarm like a layer, once the registry has said yes to this client.
+//! A manifest asked for by its digest: from the swarm like a layer, once the registry has said yes to this client.
 //!
 //! Whatever is unusual passes to the registry. The type is what the registry said of it; while the registry is down it
 //! is what the manifest, whose bytes match the digest, says of itself.
