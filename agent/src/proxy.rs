@@ -20,6 +20,7 @@ pub mod mirror;
 pub mod tls;
 
 mod blob;
+mod by_digest;
 mod connect;
 mod framing;
 mod listener;
@@ -151,8 +152,22 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
             Route::MalformedDigest if reads => Err(Refusal::Digest),
             Route::Blob { name, digest } if swarm => self.deliver(head, Repository { registry, name }, digest).await,
             // A query may hold a credential, which the authorizer would not know of.
-            Route::Manifest { name } if head.method == Method::GET && head.uri.query().is_none() => {
+            Route::Manifest { name, digest: Some(digest) } if swarm && head.uri.query().is_none() => {
+                self.deliver_manifest(head, Repository { registry, name }, digest).await
+            }
+            Route::Manifest { name, .. } if head.method == Method::HEAD && head.uri.query().is_none() => {
+                self.pass_manifest_head(upstream_request(head, body), Repository { registry, name }).await
+            }
+            Route::Manifest { name, .. } if head.method == Method::GET && head.uri.query().is_none() => {
                 self.pass_manifest(upstream_request(head, body), Repository { registry, name }).await
+            }
+            Route::Blob { name, digest } | Route::Manifest { name, digest: Some(digest) }
+                if head.method == Method::DELETE =>
+            {
+                let answer = self.pass(upstream_request(head, body)).await;
+                // Whatever became of it: the registry is asked again.
+                self.authorize.forget(&Repository { registry, name }, &digest);
+                answer
             }
             _ => self.pass(upstream_request(head, body)).await,
         }

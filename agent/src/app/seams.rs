@@ -56,6 +56,25 @@ impl Authorize for Authorizer {
     ) -> Vec<Descriptor> {
         Self::saw_manifest(self, repository, client, content_type, body).layers().collect()
     }
+
+    fn saw_manifest_head(&self, repository: &Repository, client: &HeaderMap, answer: &HeaderMap) {
+        Self::saw_manifest_head(self, repository, client, answer);
+    }
+
+    fn forget(&self, repository: &Repository, digest: &Digest) {
+        Self::forget(self, repository, digest);
+    }
+
+    fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor> {
+        Self::held_manifest(self, origin, repository, digest, content_type, body).layers().collect()
+    }
 }
 
 fn is_forbidden(error: &OriginError) -> bool {

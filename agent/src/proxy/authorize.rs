@@ -18,13 +18,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use darter_tracker::Digest;
-use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue};
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
+};
 use http::{HeaderName, Response};
 use tokio::time::Instant;
 
 use super::manifest::Manifest;
+use super::route::{self, Route};
 use crate::source::registry::{BlobOrigin, Credential, OriginError, Redacted, Upstream};
 use memory::Memory;
+
+/// What the registry says it has given.
+const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// A repository of one registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +90,19 @@ struct Question {
     repository: Repository,
     credential: Credential,
     digest: Digest,
+    /// As a manifest: a registry that gives one need not give it as a blob.
+    manifest: bool,
+}
+
+impl Question {
+    fn of(origin: &BlobOrigin, repository: &Repository, digest: &Digest) -> Self {
+        Self {
+            repository: repository.clone(),
+            credential: Credential::of(&origin.headers).with_query(origin.url.query()),
+            digest: *digest,
+            manifest: matches!(route::route(origin.url.path()), Route::Manifest { .. }),
+        }
+    }
 }
 
 /// Asks registries, and remembers for a short time what they said. One per agent; shared.
@@ -106,11 +125,7 @@ impl Authorizer {
     /// Whether the client who asked `origin` may have the blob. Asks the registry unless it said so within the last
     /// minute, or said no within the last 5 s; clients that ask the same at the same time get the same answer.
     pub async fn blob(&self, origin: &BlobOrigin, repository: &Repository, digest: &Digest) -> Verdict {
-        let question = Question {
-            repository: repository.clone(),
-            credential: Credential::of(&origin.headers).with_query(origin.url.query()),
-            digest: *digest,
-        };
+        let question = Question::of(origin, repository, digest);
         let arrived = Instant::now();
         if let Some(verdict) = self.memory().verdict(&question, arrived, arrived) {
             return verdict;
@@ -128,7 +143,12 @@ impl Authorizer {
         if matches!(&verdict, Verdict::Unavailable(error) if error.is_down())
             && let Some(length) = memory.when_down(self.when_down, &question, now)
         {
-            let verdict = Verdict::Granted { length, headers: described(digest) };
+            let mut headers = described(digest);
+            if question.manifest {
+                // The manifest itself has to say.
+                headers.remove(CONTENT_TYPE);
+            }
+            let verdict = Verdict::Granted { length, headers };
             memory.decided(question.clone(), verdict.clone(), now);
             return verdict;
         }
@@ -150,12 +170,51 @@ impl Authorizer {
         body: &[u8],
     ) -> Manifest {
         let manifest = Manifest::parse(content_type, body).unwrap_or_default();
-        let credential = Credential::of(headers);
+        self.memory().listed_all(repository, Credential::of(headers), &manifest, Instant::now());
+        manifest
+    }
+
+    /// Notes what the registry said to a client's HEAD of a manifest: which one it would give him, by its tag or its digest. For a
+    /// minute he may have that one.
+    ///
+    /// To be called for the registry's own 200, and not where the request's URL had a query, as with [`Self::saw_manifest`].
+    pub fn saw_manifest_head(&self, repository: &Repository, client: &HeaderMap, answer: &HeaderMap) {
+        let digest = answer.get(DIGEST).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length = answer.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let (Some(digest), Some(length @ 1..)) = (digest, length) else { return };
+        if answer.contains_key(CONTENT_ENCODING) {
+            return;
+        }
+        let question =
+            Question { repository: repository.clone(), credential: Credential::of(client), digest, manifest: true };
+        let verdict = Verdict::Granted { length, headers: ask::said_again(answer) };
         let now = Instant::now();
         let mut memory = self.memory();
-        for blob in &manifest.blobs {
-            let question = Question { repository: repository.clone(), credential, digest: blob.digest };
-            memory.listed(question, blob.size, described(&blob.digest), now);
+        memory.heard(&question, &verdict, now);
+        memory.answered(question, verdict, now, now);
+    }
+
+    /// Forgets what the registry said of a blob or a manifest, to whomever.
+    pub fn forget(&self, repository: &Repository, digest: &Digest) {
+        self.memory().forget(repository, digest);
+    }
+
+    /// Like [`Self::saw_manifest`], for a manifest with the right bytes that the registry did not send this time. Its blobs are granted from
+    /// when the registry granted the manifest, so that a right which is revoked ends in time; not at all where it was
+    /// granted without the registry.
+    pub fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Manifest {
+        let manifest = Manifest::parse(content_type, body).unwrap_or_default();
+        let question = Question::of(origin, repository, digest);
+        let mut memory = self.memory();
+        if let Some(asked) = memory.granted_at(&question) {
+            memory.listed_all(repository, question.credential, &manifest, asked);
         }
         drop(memory);
         manifest
@@ -193,7 +252,6 @@ impl Drop for Turn<'_> {
 /// What a registry says about a blob, for those that nobody asked it about.
 fn described(digest: &Digest) -> HeaderMap {
     const VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-    const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
     let text = digest.to_string();
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

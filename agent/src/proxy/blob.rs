@@ -30,10 +30,11 @@ use crate::admin::metrics::FallbackReason;
 pub(super) const FIRST_BYTES_WAIT: Duration = Duration::from_secs(1);
 
 /// Headers that make a request conditional. The registry knows its own validators best, so it answers these itself.
-const CONDITIONS: [HeaderName; 5] = [IF_MATCH, IF_NONE_MATCH, IF_RANGE, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+pub(super) const CONDITIONS: [HeaderName; 5] =
+    [IF_MATCH, IF_NONE_MATCH, IF_RANGE, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
 
 /// Why no delivery began.
-enum Failure {
+pub(super) enum Failure {
     /// The bytes are wrong. The registry's own answer would give them to the client unchecked.
     Wrong(BoxError),
     /// Anything else: the registry answers instead.
@@ -96,7 +97,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     }
 
     /// Begins a delivery and waits a little for its first bytes.
-    async fn open(&self, request: BlobRequest) -> Result<(Option<Bytes>, Pin<Box<B::Body>>), Failure> {
+    pub(super) async fn open(&self, request: BlobRequest) -> Result<(Option<Bytes>, Pin<Box<B::Body>>), Failure> {
         let failure = |error: B::Error| {
             if B::is_wrong(&error) { Failure::Wrong(error.into()) } else { Failure::Other(error.into()) }
         };

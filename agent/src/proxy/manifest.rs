@@ -102,6 +102,16 @@ struct Entry<'a> {
     urls: Option<Vec<serde::de::IgnoredAny>>,
 }
 
+/// What a manifest says that it is, if it says so once.
+pub(super) fn own_type(body: &[u8]) -> Option<&str> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Typed<'a> {
+        media_type: &'a str,
+    }
+    serde_json::from_slice::<Typed<'_>>(body).ok().map(|typed| typed.media_type)
+}
+
 fn entries<'a>(listed: impl IntoIterator<Item = Entry<'a>>) -> Vec<Descriptor> {
     let mut seen = BTreeSet::new();
     listed

@@ -78,6 +78,21 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         Ok(answer.map(|answer| body::streamed(PassedBody::shown(answer, passed, MANIFEST_BYTES_MAX, see))))
     }
 
+    /// The same for HEAD of a manifest: the registry says which one it would give this client.
+    pub(super) async fn pass_manifest_head(
+        &self,
+        request: Request<ClientBody>,
+        repository: Repository,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        let client = request.headers().clone();
+        let answer = self.exchange(request).await?;
+        if answer.status() == StatusCode::OK && known_type(answer.headers()).is_some() {
+            self.authorize.saw_manifest_head(&repository, &client, answer.headers());
+        }
+        let passed = self.metrics.passed_bytes.clone();
+        Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))))
+    }
+
     async fn exchange(&self, mut request: Request<ClientBody>) -> Result<Response<Incoming>, Refusal> {
         *request.version_mut() = Version::HTTP_11;
         let host = request.uri().host().unwrap_or_default().to_owned();
@@ -93,8 +108,12 @@ fn manifest_type(answer: &Response<Incoming>) -> Option<&'static str> {
     (answer.status() == StatusCode::OK && small && plain).then(|| known_type(answer.headers())).flatten()
 }
 
-fn known_type(headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn known_type(headers: &HeaderMap) -> Option<&'static str> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    let essence = value.split(';').next()?.trim();
+    known(value.split(';').next()?.trim())
+}
+
+/// The known type with this name.
+pub(super) fn known(essence: &str) -> Option<&'static str> {
     MANIFEST_TYPES.into_iter().find(|known| essence.eq_ignore_ascii_case(known))
 }

@@ -28,6 +28,8 @@ pub(super) enum Route {
     Manifest {
         /// The repository's name.
         name: String,
+        /// The reference, if it is a digest.
+        digest: Option<Digest>,
     },
     /// Everything else.
     Other,
@@ -41,7 +43,7 @@ pub(super) fn route(path: &str) -> Route {
     }
     match rest.rsplit_once("/manifests/") {
         Some((name, reference)) if is_name(name) && is_reference(reference) => {
-            Route::Manifest { name: name.to_owned() }
+            Route::Manifest { name: name.to_owned(), digest: reference.parse().ok() }
         }
         _ => Route::Other,
     }
@@ -146,7 +148,8 @@ mod tests {
     fn manifests_are_tags_and_digests() {
         let good = format!("sha256:{}", "ab".repeat(32));
         for reference in ["latest", "v1.2-rc_3", &good] {
-            assert_eq!(route(&format!("/v2/a/b/manifests/{reference}")), Route::Manifest { name: "a/b".into() });
+            let expected = Route::Manifest { name: "a/b".into(), digest: reference.parse().ok() };
+            assert_eq!(route(&format!("/v2/a/b/manifests/{reference}")), expected);
         }
         for reference in ["", ".x", "a/b", "sha256:ab", "a%2fb"] {
             assert_eq!(route(&format!("/v2/a/b/manifests/{reference}")), Route::Other, "{reference}");

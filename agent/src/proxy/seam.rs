@@ -65,6 +65,23 @@ pub trait Authorize: Send + Sync + 'static {
         content_type: &str,
         body: &[u8],
     ) -> Vec<Descriptor>;
+
+    /// What the registry said to this client's HEAD of a manifest, with 200: which manifest it would give him.
+    fn saw_manifest_head(&self, repository: &Repository, client: &HeaderMap, answer: &HeaderMap);
+
+    /// A client has had this deleted, or tried to: what the registry said of it before counts no more.
+    fn forget(&self, repository: &Repository, digest: &Digest);
+
+    /// Like [`Self::saw_manifest`], for a manifest that came from the swarm after [`Authorize::blob`] granted it: what it lists is granted
+    /// for as long as the manifest is, and no longer.
+    fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        digest: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor>;
 }
 
 /// What the registry would say to a client that asks for a blob.

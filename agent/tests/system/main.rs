@@ -19,6 +19,7 @@ mod activation;
 mod ahead;
 mod alone;
 mod busy;
+mod by_digest;
 mod cold;
 mod conformance;
 mod corpus;

@@ -70,7 +70,7 @@ async fn verdict(asked: Asked, question: &Question) -> Verdict {
     }
 }
 
-fn said_again(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn said_again(headers: &HeaderMap) -> HeaderMap {
     let mut said: HeaderMap =
         SAID_AGAIN.iter().filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone()))).collect();
     // Whatever the registry can do, the agent serves ranges.

@@ -8,7 +8,8 @@ use http::{HeaderMap, StatusCode};
 use lru::LruCache;
 use tokio::time::Instant;
 
-use super::{Question, Repository, Verdict, WhenRegistryDown};
+use super::{Question, Repository, Verdict, WhenRegistryDown, described};
+use crate::proxy::manifest::Manifest;
 use crate::source::registry::Credential;
 
 /// How long a yes holds, from when the registry was asked. A revoked right ends within it.
@@ -35,6 +36,8 @@ const LENGTHS_MAX: NonZeroUsize = NonZeroUsize::new(16384).unwrap();
 /// One answer.
 struct Answer {
     verdict: Verdict,
+    /// When the registry was asked; none if it was not.
+    asked: Option<Instant>,
     answered: Instant,
     expires: Instant,
 }
@@ -80,12 +83,12 @@ impl Memory {
             Verdict::Refused(_) => now + NO,
             Verdict::PassThrough | Verdict::Unavailable(_) => now,
         };
-        self.answers.put(question, Answer { verdict, answered: now, expires });
+        self.answers.put(question, Answer { verdict, asked: Some(asked), answered: now, expires });
     }
 
     /// Keeps what was decided at `now` without the registry, which is asked again as soon as after a no.
     pub(super) fn decided(&mut self, question: Question, verdict: Verdict, now: Instant) {
-        self.answers.put(question, Answer { verdict, answered: now, expires: now + NO });
+        self.answers.put(question, Answer { verdict, asked: None, answered: now, expires: now + NO });
     }
 
     /// Draws from the registry's own word what is to be known while it is down.
@@ -100,6 +103,32 @@ impl Memory {
                 self.seen.pop(&who);
             }
             Verdict::Refused(_) | Verdict::PassThrough | Verdict::Unavailable(_) => {}
+        }
+    }
+
+    /// Forgets every answer about a digest in a repository. It goes through all of them, and is asked for when something is deleted.
+    pub(super) fn forget(&mut self, repository: &Repository, digest: &Digest) {
+        let about = |question: &Question| question.repository == *repository && question.digest == *digest;
+        let stale: Vec<Question> =
+            self.answers.iter().map(|(question, _)| question).filter(|question| about(question)).cloned().collect();
+        for question in stale {
+            self.answers.pop(&question);
+        }
+        self.lengths.pop(&(repository.clone(), *digest));
+    }
+
+    /// When the registry was asked that granted this last; none if it did not.
+    pub(super) fn granted_at(&self, question: &Question) -> Option<Instant> {
+        let answer = self.answers.peek(question)?;
+        answer.asked.filter(|_| matches!(answer.verdict, Verdict::Granted { .. }))
+    }
+
+    /// Notes all blobs that a manifest lists, which the registry granted at `asked`.
+    pub(super) fn listed_all(&mut self, of: &Repository, to: Credential, manifest: &Manifest, asked: Instant) {
+        for blob in &manifest.blobs {
+            let repository = of.clone();
+            let question = Question { repository, credential: to, digest: blob.digest, manifest: false };
+            self.listed(question, blob.size, described(&blob.digest), asked);
         }
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod held;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

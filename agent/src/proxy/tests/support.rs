@@ -254,6 +254,21 @@ impl Authorize for TestAuthorize {
         self.manifests.lock().unwrap().push((repository.clone(), content_type.to_owned(), body.to_vec()));
         Vec::new()
     }
+
+    fn saw_manifest_head(&self, _: &Repository, _: &HeaderMap, _: &HeaderMap) {}
+
+    fn forget(&self, _: &Repository, _: &Digest) {}
+
+    fn held_manifest(
+        &self,
+        origin: &BlobOrigin,
+        repository: &Repository,
+        _: &Digest,
+        content_type: &str,
+        body: &[u8],
+    ) -> Vec<Descriptor> {
+        self.saw_manifest(repository, &origin.headers, content_type, body)
+    }
 }
 
 /// What the swarm does with the next blobs.
