@@ -160,8 +160,8 @@ impl Home {
         swarm.report_error(from, request, now)
     }
 
-    /// The members whose leases are running, or have just lapsed for their silence: whoever owns this home tells with [`Self::handle_alive`] when something has come
-    /// from them.
+    /// The members whose leases are running, or have just lapsed for their silence: whoever owns this home tells with
+    /// [`Self::handle_alive`] when something has come from them.
     #[must_use]
     pub fn fetchers(&self) -> BTreeSet<NodeId> {
         self.tasks.values().flat_map(Swarm::fetchers).collect()

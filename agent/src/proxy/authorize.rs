@@ -200,9 +200,8 @@ impl Authorizer {
     }
 
     /// Like [`Self::saw_manifest`], for a manifest with the right bytes that the registry did not send this time. Its blobs are
-    /// granted from
-    /// when the registry granted the manifest, so that a right which is revoked ends in time; not at all where it was
-    /// granted without the registry.
+    /// granted from when the registry granted the manifest, so that a right which is revoked ends in time; not at all where
+    /// it was granted without the registry.
     pub fn held_manifest(
         &self,
         origin: &BlobOrigin,

@@ -14,11 +14,9 @@ use tokio::time::timeout;
 use super::Proxy;
 use super::blob::FIRST_BYTES_WAIT;
 use super::body::{self, AnswerBody, CheckedBody, ClientBody, CutError, PassedBody};
+use super::manifest::MANIFEST_BYTES_MAX;
 use super::respond::Refusal;
 use super::seam::{Authorize, Blobs, Client, Fault, Origin, Repository};
-
-/// Bytes of a manifest that is looked at, the limit that registries have as well (S26). Longer ones pass unseen.
-const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a manifest is, by its media type. Nothing else that looks like one is taken for one (S27).
 const MANIFEST_TYPES: [&str; 4] = [
@@ -32,8 +30,13 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     /// Hands a request to where its absolute URI says, and the answer to the client.
     pub(super) async fn pass(&self, request: Request<ClientBody>) -> Result<Response<AnswerBody>, Refusal> {
         let answer = self.exchange(request).await?;
+        Ok(self.passed(answer))
+    }
+
+    /// An answer on its way to the client, unseen but for its length.
+    fn passed(&self, answer: Response<Incoming>) -> Response<AnswerBody> {
         let passed = self.metrics.passed_bytes.clone();
-        Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))))
+        answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed)))
     }
 
     /// The same for a GET of a blob: as a whole it is checked, since no client is to take wrong bytes for a success (D7).
@@ -66,15 +69,13 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     ) -> Result<Response<AnswerBody>, Refusal> {
         let client = request.headers().clone();
         let answer = self.exchange(request).await?;
-        let passed = self.metrics.passed_bytes.clone();
-        let Some(content_type) = manifest_type(&answer) else {
-            return Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))));
-        };
+        let Some(content_type) = manifest_type(&answer) else { return Ok(self.passed(answer)) };
         let (authorize, blobs) = (Arc::clone(&self.authorize), Arc::clone(&self.blobs));
         let see = move |whole: &[u8]| {
             let layers = authorize.saw_manifest(&repository, &client, content_type, whole);
             blobs.expect(Client::new(&repository.registry, &repository.name, &client), &layers);
         };
+        let passed = self.metrics.passed_bytes.clone();
         Ok(answer.map(|answer| body::streamed(PassedBody::shown(answer, passed, MANIFEST_BYTES_MAX, see))))
     }
 
@@ -89,8 +90,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         if answer.status() == StatusCode::OK && known_type(answer.headers()).is_some() {
             self.authorize.saw_manifest_head(&repository, &client, answer.headers());
         }
-        let passed = self.metrics.passed_bytes.clone();
-        Ok(answer.map(|answer| body::streamed(PassedBody::<_, fn(&[u8])>::new(answer, passed))))
+        Ok(self.passed(answer))
     }
 
     async fn exchange(&self, mut request: Request<ClientBody>) -> Result<Response<Incoming>, Refusal> {

@@ -72,8 +72,8 @@ pub trait Authorize: Send + Sync + 'static {
     /// A client has had this deleted, or tried to: what the registry said of it before counts no more.
     fn forget(&self, repository: &Repository, digest: &Digest);
 
-    /// Like [`Self::saw_manifest`], for a manifest that came from the swarm after [`Authorize::blob`] granted it: what it lists is granted
-    /// for as long as the manifest is, and no longer.
+    /// Like [`Self::saw_manifest`], for a manifest that came from the swarm after [`Authorize::blob`] granted it: what it
+    /// lists is granted for as long as the manifest is, and no longer.
     fn held_manifest(
         &self,
         origin: &BlobOrigin,

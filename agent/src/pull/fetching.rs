@@ -1,12 +1,10 @@
 //! How much the pulls of this node fetch from registries, all together.
 
-use std::sync::Arc;
-
 use tokio::sync::watch;
 
 /// Runs of all pulls.
-#[derive(Clone, Debug)]
-pub(super) struct Fetching(Arc<watch::Sender<usize>>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fetching(watch::Sender<usize>);
 
 /// What one pull knows of the others. Dropped, it has none itself.
 #[derive(Debug)]
@@ -14,12 +12,6 @@ pub(super) struct Share {
     all: Fetching,
     own: usize,
     changes: watch::Receiver<usize>,
-}
-
-impl Default for Fetching {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
-    }
 }
 
 impl Fetching {

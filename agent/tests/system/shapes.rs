@@ -201,7 +201,8 @@ async fn an_upload_is_made_once_and_ends_as_the_registry_says() {
     let at = format!("{}:0", stage.subnet.registry());
     let registry = Origin::start_at(&at, None, |seen| match seen.path.rsplit_once('/').unwrap().1 {
         "taken" => Reply::Say(reply(202, &[("range", &format!("0-{}", seen.body.len() - 1))], b"")),
-        "too-large" => Reply::Close(reply(413, &[], b"too large")),
+        // Without that word the next upload may go to a connection that is just being closed, and is not made twice.
+        "too-large" => Reply::Close(reply(413, &[("connection", "close")], b"too large")),
         "down" => Reply::Say(reply(500, &[("retry-after", "1")], b"down")),
         "closed" => Reply::Close(Vec::new()),
         "reset" => Reply::Reset(Vec::new()),

@@ -207,9 +207,7 @@ impl Swarm {
         if self.members[&from].is_complete() {
             return Ok(PullPieceResponse::Finish { geometry });
         }
-        if let Some(piece) = request.urgent {
-            self.find_keeper(from, piece, request, now);
-        }
+        self.find_keeper(from, request, now);
         let distrusted = self.distrusted(from, now);
         let sources = self.sources(from, request, &distrusted, now, rng);
         let urgent_served =

@@ -274,12 +274,13 @@ impl Link {
     }
 
     fn silent_at(&self, patience: &Patience) -> Option<Instant> {
-        Some(self.without_since()? + SILENT_READER.max(self.usual_silence(patience) * 2))
+        Some(self.without_since()? + self.stretched(SILENT_READER, patience))
     }
 
-    /// How long the present home may well be silent.
-    fn usual_silence(&self, patience: &Patience) -> Duration {
-        self.home().map_or(SILENT_HOME, |home| patience.with(home, SILENT_HOME))
+    /// A time that follows from [`SILENT_HOME`], as much longer as the present home is waited for longer than that.
+    fn stretched(&self, time: Duration, patience: &Patience) -> Duration {
+        let silence = self.home().map_or(SILENT_HOME, |home| patience.with(home, SILENT_HOME));
+        time.mul_f64(silence.div_duration_f64(SILENT_HOME))
     }
 
     /// Whether no home has answered for so long that none will.
@@ -288,7 +289,7 @@ impl Link {
     }
 
     fn given_up_at(&self, patience: &Patience) -> Option<Instant> {
-        Some(self.silent_since? + GIVEN_UP.max(self.usual_silence(patience) * 6))
+        Some(self.silent_since? + self.stretched(GIVEN_UP, patience))
     }
 
     /// Leaves the present home for the one at `at` in rank, or the first.

@@ -42,7 +42,7 @@ const RUNS_MAX: usize = 2;
 
 /// Runs of all tasks that a node has at a time, unless a reader waits. All layers of an image are begun at the same moment, and
 /// the homes of all of them would lend to the same few that ask first: a slow one among them is the whole image's fetcher then
-/// (simulated: two of 16 nodes with a quarter of the way out cost 1.9 to 2.3 times the bound in half of the draws).
+/// (simulated: two of 16 nodes with a quarter of the way out cost 1.8 to 2.3 times the bound in seven of sixteen draws).
 pub(super) const RUNS_PER_NODE: usize = 2;
 
 /// What this node fetches.
