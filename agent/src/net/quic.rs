@@ -69,7 +69,7 @@ const UDP_PAYLOAD_BYTES_GSO: u16 = 6550;
 /// CPU time that a path without long queues does not repay.
 const ACK_EVERY: u32 = 10;
 /// Longest wait before an acknowledgement that is not due by [`ACK_EVERY`], so that the end of a piece is not delayed.
-const ACK_DELAY: Duration = Duration::from_millis(5);
+const ACK_DELAY: Duration = Duration::from_millis(40);
 /// Handshakes from unknown addresses beyond this many must first show that they can receive.
 pub(super) const HANDSHAKES_UNVALIDATED_MAX: usize = 32;
 /// Handshakes of incoming connections at once; more are not answered and try again by themselves.

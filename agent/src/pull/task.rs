@@ -60,6 +60,9 @@ const TROUBLED_PATIENCE: Duration = Duration::from_secs(10);
 /// A registry that wants to be left alone for no longer than this is waited for; so long a client gets no byte.
 const BUSY_PATIENCE: Duration = TROUBLED_PATIENCE;
 
+/// Events that are taken in before what follows from them is done.
+const EVENTS_AT_ONCE: usize = 32;
+
 /// How often the transport is asked whether those who owe an answer are alive: well below the time after which they count as
 /// silent.
 const PULSE: Duration = Duration::from_millis(100);
@@ -245,7 +248,7 @@ impl Driver {
             let flight = self.flight.clone();
             tokio::select! {
                 () = stopping.cancelled() => break Err(PullError::Stopping),
-                Some(event) = self.events.recv() => if let Err(error) = self.apply(event) { break Err(error) },
+                Some(event) = self.events.recv() => if let Err(error) = self.apply_all(event) { break Err(error) },
                 () = flight.readers_changed.notified() => self.seat_readers(),
                 Ok(()) = state.changed() => {}
                 true = changed(&mut roster) => {
@@ -340,6 +343,18 @@ impl Driver {
         let since = if given_up { now.checked_sub(READERLESS - GIVEN_UP).unwrap_or(now) } else { now };
         self.readerless_since = (self.readers.is_empty() && !ahead).then(|| self.readerless_since.unwrap_or(since));
         self.core.handle_background(ahead && self.readers.is_empty(), now);
+    }
+
+    /// Takes an event in, with those that wait behind it: what the loop looks at after an event it looks at once for all.
+    fn apply_all(&mut self, event: Event) -> Result<(), PullError> {
+        self.apply(event)?;
+        for _ in 1..EVENTS_AT_ONCE {
+            let Ok(event) = self.events.try_recv() else { break };
+            self.apply(event)?;
+        }
+        // Each has ended with its event.
+        while self.jobs.try_join_next().is_some() {}
+        Ok(())
     }
 
     /// Takes one event in.

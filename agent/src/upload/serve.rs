@@ -319,6 +319,8 @@ impl Uploader {
             }
         }
         sender.send(&TurnReply::Turn { ticket: ticket.0 }).await?;
+        // The end goes in the same packet; later it would take one of its own.
+        sender.finish();
         // Nobody waits for one who does not say what it wants.
         let _ = tokio::time::timeout(OFFER_MAX, gone).await;
         Ok(())

@@ -430,7 +430,8 @@ impl Task {
         // While neighbours give something they will give the rest: whoever is sent to others only stands in more lines.
         let fed = unoffered.count() < wanted.count();
         let needed = self.reader_lacks(&unoffered, now);
-        self.held_back = !needed && !self.may_fetch_more();
+        // With nobody to pass anything on there is nobody who would fetch it instead.
+        self.held_back = !needed && !self.neighbours.is_empty() && !self.may_fetch_more();
         let can_fetch = self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(now));
         if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
