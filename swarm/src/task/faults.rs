@@ -140,6 +140,19 @@ fn a_node_with_enough_runs_elsewhere_fetches_what_its_reader_needs_and_the_rest_
     assert_eq!(rig.count(can_fetch), 1, "a reader waits");
 }
 
+#[test]
+fn a_node_that_knows_nobody_fetches_what_its_reader_needs_at_once() {
+    let mut rig = Rig::new(&[HOME, 1]);
+    rig.task.handle_fetching_elsewhere(origin::RUNS_PER_NODE, rig.now);
+    rig.registered(HOME);
+    let can_fetch = |action: &Action| matches!(action, Action::Pull { request, .. } if request.can_fetch);
+    assert_eq!(rig.count(can_fetch), 0, "somebody may come yet");
+    let wake = rig.task.poll_timeout(rig.now);
+    assert!(wake <= rig.now + link::ALONE, "it wakes up for that");
+    rig.pass(link::ALONE);
+    assert_eq!(rig.count(can_fetch), 1);
+}
+
 /// The shell asks when to wake up after everything that happens, and signs of life happen all the time.
 #[test]
 fn a_lease_is_renewed_whatever_else_happens() {

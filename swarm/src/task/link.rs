@@ -39,6 +39,10 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
 
+/// Who still knows nobody when a reader has waited for so long is not one of many who begin together: nobody else will fetch what
+/// it needs.
+pub const ALONE: Duration = Duration::from_millis(25);
+
 /// The shortest time between two PullPiece calls that gave no lease.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -408,7 +412,8 @@ impl Task {
 
     /// Whether a reader has waited a while for something that nobody offers.
     fn reader_lacks(&self, unoffered: &Bitmap, now: Instant) -> bool {
-        let waits = |waiting: &Waiting| now >= waiting.since + READER_PATIENCE && unoffered.contains(waiting.piece);
+        let patience = if self.neighbours.is_empty() { ALONE } else { READER_PATIENCE };
+        let waits = |waiting: &Waiting| now >= waiting.since + patience && unoffered.contains(waiting.piece);
         self.readers.values().any(waits)
     }
 
@@ -430,8 +435,15 @@ impl Task {
         // While neighbours give something they will give the rest: whoever is sent to others only stands in more lines.
         let fed = unoffered.count() < wanted.count();
         let needed = self.reader_lacks(&unoffered, now);
-        // With nobody to pass anything on there is nobody who would fetch it instead.
-        self.held_back = !needed && !self.neighbours.is_empty() && !self.may_fetch_more();
+        self.held_back = !needed && !self.may_fetch_more();
+        if self.held_back
+            && self.neighbours.is_empty()
+            && let Some(needed_at) =
+                self.readers.values().map(|waiting| waiting.since + ALONE).min().filter(|at| *at > now)
+        {
+            self.link.next_pull = needed_at;
+            return;
+        }
         let can_fetch = self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(now));
         if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
