@@ -3,6 +3,7 @@
 //! - [`flight`] finds or begins the pull and lets clients read from it;
 //! - [`task`] is its loop: the one owner of a [`darter_swarm::task::Task`], which decides;
 //! - `execute` carries out what the core asks for, one future per action;
+//! - `arriving` lets clients have the registry's bytes as they come;
 //! - `place` bounds what may be on its way from peers, over all pulls;
 //! - `ahead` decides which layers are started before a client asks for them, `prefetch` does it.
 //!
@@ -12,6 +13,7 @@ pub mod flight;
 pub mod task;
 
 mod ahead;
+mod arriving;
 mod execute;
 mod fetching;
 mod origins;

@@ -9,6 +9,7 @@ use darter_swarm::wire::{Offer, SessionFrame};
 use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, TaskId};
 use tokio::sync::mpsc;
 
+use super::arriving::{Arrival, Arriving};
 use super::flight::Context;
 use super::place::{Place, Places};
 use super::task::Event;
@@ -161,6 +162,7 @@ pub(super) async fn fetch(
     blob: &Arc<Blob>,
     order: Order,
     mut credits: mpsc::Receiver<()>,
+    arriving: &Arriving,
     events: &mpsc::Sender<Event>,
 ) -> Event {
     let Order { origin, run, pieces, awaited } = order;
@@ -185,7 +187,9 @@ pub(super) async fn fetch(
         if at > 0 && credits.recv().await.is_none() {
             return Event::Nothing;
         }
-        let bytes = match read_piece(&mut body, geometry, piece, run, events).await {
+        // Until it is stored, so that nobody who reads it finds a gap.
+        let arrival = arriving.begin(piece);
+        let bytes = match read_piece(&mut body, &arrival, geometry.piece_length(piece), run, events).await {
             Ok(bytes) => bytes,
             Err(error) => return failed(run, blob.task(), error),
         };
@@ -207,17 +211,20 @@ pub(super) async fn fetch(
 
 async fn read_piece(
     body: &mut RangeBody,
-    geometry: Geometry,
-    piece: PieceIndex,
+    arrival: &Arrival<'_>,
+    length: u32,
     run: RunId,
     events: &mpsc::Sender<Event>,
 ) -> Result<Bytes, OriginError> {
-    let length = geometry.piece_length(piece) as usize;
+    let length = length as usize;
     let mut bytes = BytesMut::with_capacity(length);
     let mut told = tokio::time::Instant::now();
     while bytes.len() < length {
         match body.read(READ_BYTES.min(length - bytes.len())).await? {
-            Some(part) => bytes.extend_from_slice(&part),
+            Some(part) => {
+                bytes.extend_from_slice(&part);
+                arrival.part(&part);
+            }
             None => return Err(OriginError::Broken("the body ended early")),
         }
         if told.elapsed() >= PROGRESS_EVERY {

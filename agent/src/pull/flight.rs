@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::arriving::Arriving;
 use super::fetching::Fetching;
 use super::place::Places;
 use super::possession::{self, Possession};
@@ -88,6 +89,8 @@ pub(super) struct Flight {
     pub(super) blob: Arc<Blob>,
     pub(super) readers: Mutex<BTreeMap<ReaderId, PieceIndex>>,
     pub(super) readers_changed: Notify,
+    /// What comes from the registry at this moment.
+    pub(super) arriving: Arriving,
     /// For how many clients it is fetched ahead of their asking.
     pub(super) ahead: AtomicUsize,
     pub(super) events: mpsc::Sender<Event>,
@@ -197,6 +200,7 @@ impl Flights {
             blob,
             readers: Mutex::default(),
             readers_changed: Notify::new(),
+            arriving: Arriving::default(),
             ahead: AtomicUsize::new(0),
             events,
             failed: failure,
@@ -371,6 +375,8 @@ impl Reading {
         let Some(seat) = &mut self.seat else { return Ok(self.reader.next().await?) };
         seat.waits_for(self.reader.position());
         let failed = seat.flight.failed.clone();
+        let (flight, next, at) = (seat.flight.clone(), self.reader.position(), self.reader.offset());
+        let arrives = self.reader.may_run_ahead();
         let ended = tokio::select! {
             // What is stored is given even if the pull has failed meanwhile.
             biased;
@@ -379,6 +385,9 @@ impl Reading {
                 Err(StoreError::Gone) => verdict(failed.clone()).await.or(Some(StoreError::Gone.into())),
                 bytes => return Ok(bytes?),
             },
+            bytes = flight.arriving.after(next, at - flight.blob.geometry().offset(next)), if arrives => {
+                return Ok(Some(self.reader.run_ahead(bytes)));
+            }
             ended = verdict(failed.clone()) => ended,
         };
         match ended {

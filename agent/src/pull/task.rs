@@ -576,8 +576,10 @@ impl Driver {
         let order = execute::Order { origin: origin.clone(), run, pieces, awaited };
         let (credits, granted) = mpsc::channel(CREDITS_MAX);
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
-        let job = self
-            .spawn(async move { execute::fetch(&flights.context, &flight.blob, order, granted, &flight.events).await });
+        let job = self.spawn(async move {
+            let (context, flight) = (&flights.context, &*flight);
+            execute::fetch(context, &flight.blob, order, granted, &flight.arriving, &flight.events).await
+        });
         self.runs.insert(run, OpenRun { credits, job, origin });
     }
 }

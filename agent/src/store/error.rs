@@ -72,6 +72,10 @@ pub enum StoreError {
     /// from [`Reader::offset`](super::Reader::offset) with a new reader.
     #[error("a piece was lost on the disk")]
     Lost,
+    /// What a reader was given of a piece as it came is not what was stored of it. The registry's fault, or that of whoever sent
+    /// the piece in the end; nothing changed. The reader's bytes are of no use; begin again from the start.
+    #[error("a piece is not what has come of it before")]
+    Differs,
     /// The whole does not match its digest although every piece matched its proof: whoever signed is to blame. Nothing is
     /// served from it; discard it, fetch it again.
     #[error("the blob does not match its digest")]

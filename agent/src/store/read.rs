@@ -3,6 +3,8 @@
 //! What a reader may see (D7):
 //!
 //! - any piece that matched its digest, as soon as it is there;
+//! - what this node gets from the registry itself, as it comes ([`Reader::run_ahead`]): there is nothing to compare it with before
+//!   the whole is here. It is compared with what was stored before more is given, since that may have come from elsewhere;
 //! - except the last one, when the range starts at the blob's first byte: it is given out once the whole has matched, so
 //!   that a client that wanted the whole blob never has the end of a wrong one. A range that starts later is part of
 //!   something that its reader must check himself;
@@ -32,6 +34,8 @@ pub struct Reader {
     offset: u64,
     end: u64,
     from_start: bool,
+    /// What was given of the piece at its end before that was stored.
+    ahead: Vec<Bytes>,
     /// How many pieces the blob had lost when the reader was made.
     lost: u64,
 }
@@ -54,6 +58,7 @@ impl Blob {
             offset: range.start.min(end),
             end,
             from_start: range.start == 0,
+            ahead: Vec::new(),
             lost: self.look(|state| state.lost()),
         }
     }
@@ -64,28 +69,71 @@ impl Reader {
     /// deadlines are the caller's. If the future is dropped, nothing is lost.
     ///
     /// # Errors
-    /// [`StoreError::Poisoned`], [`StoreError::Gone`] and [`StoreError::Lost`] end this reader, anything else may be
-    /// repeated.
+    /// [`StoreError::Poisoned`], [`StoreError::Gone`], [`StoreError::Lost`] and [`StoreError::Differs`] end this reader, anything
+    /// else may be repeated.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        self.compare_ahead().await?;
         if self.offset >= self.end {
             return Ok(None);
         }
+        let chunk = self.stored(self.position(), self.offset, self.end).await?;
+        self.offset += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+
+    /// Waits until what was given before it was stored is stored, and compares the two.
+    async fn compare_ahead(&mut self) -> Result<(), StoreError> {
+        while !self.ahead.is_empty() {
+            let waiting: u64 = self.ahead.iter().map(|bytes| bytes.len() as u64).sum();
+            let start = self.offset - waiting;
+            let stored = self.stored(self.blob.geometry().piece_at(start), start, self.offset).await?;
+            let mut rest = &stored[..];
+            for given in &mut self.ahead {
+                let (compared, others) = rest.split_at(given.len().min(rest.len()));
+                if given.split_to(compared.len()) != compared {
+                    return Err(StoreError::Differs);
+                }
+                rest = others;
+            }
+            self.ahead.retain(|given| !given.is_empty());
+        }
+        Ok(())
+    }
+
+    /// Whether what is waited for may be given as it comes: all but the last piece of a whole blob, and nothing where everything
+    /// waits for the whole.
+    #[must_use]
+    pub fn may_run_ahead(&self) -> bool {
+        let begun = self.ahead.is_empty() || self.blob.geometry().piece_at(self.offset - 1) == self.position();
+        let withheld = self.from_start && self.position() == self.blob.geometry().last();
+        begun && self.offset < self.end && !withheld && !self.blob.context.verify_before_stream
+    }
+
+    /// Takes bytes that follow the [offset](Self::offset), from the piece there, and gives those of them that are in the range.
+    pub fn run_ahead(&mut self, mut bytes: Bytes) -> Bytes {
+        let left = self.end - self.offset;
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        self.offset += bytes.len() as u64;
+        self.ahead.push(bytes.clone());
+        bytes
+    }
+
+    /// Bytes of `piece` from `start` on, but none from `end` on, once they are there.
+    async fn stored(&mut self, piece: PieceIndex, start: u64, end: u64) -> Result<Bytes, StoreError> {
         let files = self.files().await?;
         loop {
             self.progress.borrow_and_update();
-            let piece = self.position();
             let Admission::Go { lost } = self.admit(piece)? else {
                 self.progress.changed().await.map_err(|_| StoreError::Gone)?;
                 continue;
             };
-            let chunk = match verify::at_hand(&files, piece, self.offset, self.end - self.offset) {
+            let chunk = match verify::at_hand(&files, piece, start, end - start) {
                 Some(range) => range.into_bytes(),
-                None => self.elsewhere(&files, piece).await?,
+                None => self.elsewhere(&files, piece, start, end - start).await?,
             };
             // A piece that was dropped and written again while it was read may be half of each.
             if matches!(self.admit(piece)?, Admission::Go { lost: now } if now == lost) {
-                self.offset += chunk.len() as u64;
-                return Ok(Some(chunk));
+                return Ok(chunk);
             }
         }
     }
@@ -110,9 +158,14 @@ impl Reader {
     }
 
     /// The next bytes of a piece, on a thread that may block.
-    async fn elsewhere(&self, files: &Arc<Files>, piece: PieceIndex) -> Result<Bytes, StoreError> {
-        let (blob, files, offset, left) =
-            (Arc::clone(&self.blob), Arc::clone(files), self.offset, self.end - self.offset);
+    async fn elsewhere(
+        &self,
+        files: &Arc<Files>,
+        piece: PieceIndex,
+        offset: u64,
+        left: u64,
+    ) -> Result<Bytes, StoreError> {
+        let (blob, files) = (Arc::clone(&self.blob), Arc::clone(files));
         let chunk = self.blob.blocking(move || {
             verify::range(&files, piece, offset, left).map(VerifiedRange::into_bytes).map_err(|_| {
                 publish::lose(&blob, &files, piece);

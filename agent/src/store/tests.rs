@@ -253,6 +253,56 @@ async fn the_last_piece_waits_for_the_whole_and_a_later_range_does_not() {
 }
 
 #[tokio::test]
+async fn what_was_given_as_it_came_is_compared_with_what_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = Content::new(3 * PIECE, 11);
+    let blob = store.create(&content.task, content.geometry).unwrap();
+    let (mut right, mut wrong) = (blob.reader(0..3 * PIECE), blob.reader(5..3 * PIECE));
+    let whole = content.piece(0);
+    for part in [whole.slice(..10), whole.slice(10..100)] {
+        assert!(right.may_run_ahead());
+        assert_eq!(right.run_ahead(part.clone()), part);
+    }
+    assert!(wrong.may_run_ahead());
+    wrong.run_ahead(Bytes::from_static(b"not what comes later"));
+    assert!(waits(&mut right).await && waits(&mut wrong).await);
+    content.write(&blob, 0).await;
+    assert_eq!(next(&mut right).await.unwrap().unwrap(), whole[100..]);
+    assert!(matches!(next(&mut wrong).await, Err(StoreError::Differs)));
+    // A piece that was given to its end is compared before anything of the next one is given.
+    assert_eq!(right.run_ahead(content.piece(1)), content.piece(1));
+    assert!(!right.may_run_ahead());
+    content.write(&blob, 2).await;
+    assert!(waits(&mut right).await);
+    content.write(&blob, 1).await;
+    assert!(drain(&mut right).await.0 == content.piece(2));
+}
+
+#[tokio::test]
+async fn the_end_of_a_whole_blob_is_not_given_as_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = Content::new(2 * PIECE, 12);
+    let blob = store.create(&content.task, content.geometry).unwrap();
+    let (mut whole, mut part) = (blob.reader(0..2 * PIECE), blob.reader(PIECE - 2..PIECE + 3));
+    whole.run_ahead(content.piece(0));
+    part.run_ahead(content.piece(0).slice(PIECE as usize - 2..));
+    content.write(&blob, 0).await;
+    assert!(waits(&mut whole).await && waits(&mut part).await);
+    assert!(!whole.may_run_ahead());
+    assert!(part.may_run_ahead(), "who begins later has to check for himself");
+    assert_eq!(part.run_ahead(content.piece(1)), content.piece(1).slice(..3));
+    assert!(!part.may_run_ahead(), "it has what it wanted");
+    drop(store);
+    let careful = tempfile::tempdir().unwrap();
+    let settings = Settings { verify_before_stream: true, ..settings(careful.path()) };
+    let store = Store::open(settings, Arc::default()).unwrap();
+    let blob = store.create(&content.task, content.geometry).unwrap();
+    assert!(!blob.reader(0..2 * PIECE).may_run_ahead());
+}
+
+#[tokio::test]
 async fn nothing_leaves_before_the_whole_has_matched_where_that_is_wanted() {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { verify_before_stream: true, ..settings(dir.path()) };

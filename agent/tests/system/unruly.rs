@@ -42,6 +42,7 @@ impl Outcome {
             Self::Right => *came == Came::Right,
             Self::Refused(statuses) => matches!(came, Came::Status(status) if statuses.contains(status)),
             Self::RightOrFailed => matches!(came, Came::Right | Came::Status(500 | 502 | 503)),
+            Self::RightOrCut => matches!(came, Came::Right | Came::Cut),
             Self::Broken => matches!(came, Came::Cut | Came::Status(307 | 502 | 503)),
             Self::Encoded => *came == Came::Encoded,
         }

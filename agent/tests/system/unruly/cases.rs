@@ -19,6 +19,8 @@ pub(super) enum Outcome {
     Refused(&'static [u16]),
     /// The blob, or an error of the registry's or the agent's: whoever asked at the wrong moment may be told so.
     RightOrFailed,
+    /// The blob, or a connection that is cut: wrong bytes may have been passed on before others came.
+    RightOrCut,
     /// Nothing that could be taken for the blob: a connection that is cut, the redirect itself, 502 or 503.
     Broken,
     /// What the registry gave and how it declared it, for the client to decode.
@@ -53,6 +55,7 @@ pub(super) const CASES: &[Case] = &[
     case("closes-at-first", closes_at_first, Outcome::RightOrFailed),
     case("resets-at-first", resets_at_first, Outcome::Right),
     case("resets-always", resets_always, Outcome::Broken),
+    case("ends-wrong-at-first", ends_wrong_at_first, Outcome::RightOrCut),
     case("ends-in-the-middle", ends_in_the_middle, Outcome::Broken),
     case("claims-more", claims_more, Outcome::Broken),
     case("claims-less", claims_less, Outcome::Broken),
@@ -169,6 +172,18 @@ fn resets_at_first(asked: &Asked<'_>) -> Reply {
 
 fn resets_always(asked: &Asked<'_>) -> Reply {
     if is_head(asked) { serve(asked) } else { Reply::Reset(half(asked)) }
+}
+
+/// The last byte before the end is another, in the middle of a piece.
+fn ends_wrong_at_first(asked: &Asked<'_>) -> Reply {
+    if asked.before > 1 || is_head(asked) {
+        return serve(asked);
+    }
+    let mut answer = half(asked);
+    if let Some(last) = answer.last_mut() {
+        *last ^= 1;
+    }
+    Reply::Close(answer)
 }
 
 fn ends_in_the_middle(asked: &Asked<'_>) -> Reply {
