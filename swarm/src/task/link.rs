@@ -39,9 +39,9 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
 
-/// Who still knows nobody when a reader has waited for so long is not one of many who begin together: nobody else will fetch what
-/// it needs.
-pub const ALONE: Duration = Duration::from_millis(25);
+/// Who still knows nobody when a reader has waited for so long, a few round trips, is not one of many who begin together: nobody
+/// else will fetch what it needs (simulated with 16 nodes that begin within 50 ms: 2 ms cost them 0.2 %, 8 ms nothing).
+pub const ALONE: Duration = Duration::from_millis(8);
 
 /// The shortest time between two PullPiece calls that gave no lease.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
