@@ -108,7 +108,7 @@ impl Authority {
         let leaf = params.signed_by(&self.leaf_key, &self.issuer).map_err(LeafError::Mint)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.chain.iter().cloned());
-        Identity::from_der(chain, self.leaf_key.serialize_der()).map_err(LeafError::Unusable)
+        Identity::inside_from_der(chain, self.leaf_key.serialize_der()).map_err(LeafError::Unusable)
     }
 }
 
