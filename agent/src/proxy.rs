@@ -246,6 +246,10 @@ fn inside_tunnel(request: &Request<Incoming>, tunnel: &HostPort) -> Result<Uri, 
     if !named || !as_url || !parts.authority.as_ref().is_none_or(|authority| same(authority.as_str())) {
         return Err(Refusal::Misdirected { host: tunnel.to_string() });
     }
+    // HTTP/2 sends the path by itself, with whatever it begins.
+    if !request.uri().path().starts_with('/') {
+        return Err(Refusal::Malformed("a request inside a tunnel has a path"));
+    }
     parts.scheme = Some(Scheme::HTTPS);
     parts.authority =
         Some(tunnel.authority(&Scheme::HTTPS).parse().map_err(|_| Refusal::Malformed("the tunnel's host is none"))?);

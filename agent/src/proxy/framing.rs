@@ -6,7 +6,7 @@
 
 pub(super) mod heads;
 
-use http::header::{COOKIE, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use hyper::body::Body;
 
@@ -43,6 +43,10 @@ pub(super) fn check<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
         return Err(Refusal::TooManyHeaders);
     }
     host(request.version(), request.headers())?;
+    // HTTP/1.1 has made one of those that are the same, and HTTP/2 goes by the first.
+    if request.headers().get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refusal::Malformed("a request has at most one length"));
+    }
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
     let chunks = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     if !chunks || codings.next().is_some() {

@@ -29,6 +29,7 @@ mod events;
 mod front;
 mod health;
 mod hostile;
+mod http2;
 mod input;
 mod isolated;
 mod kill;
