@@ -24,6 +24,7 @@ mod cold;
 mod conformance;
 mod corpus;
 mod corrupt;
+mod crowd;
 mod deploy;
 mod events;
 mod front;
