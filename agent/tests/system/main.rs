@@ -31,6 +31,7 @@ mod front;
 mod health;
 mod hostile;
 mod http2;
+mod imported;
 mod input;
 mod isolated;
 mod kill;
