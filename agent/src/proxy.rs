@@ -35,8 +35,9 @@ use std::sync::Arc;
 
 use http::header::HOST;
 use http::uri::Scheme;
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, Uri, Version};
 use hyper::body::{Body as _, Incoming};
+use tokio::sync::Semaphore;
 
 use crate::admin::metrics::Metrics;
 use address::{HostPattern, HostPort};
@@ -91,6 +92,8 @@ pub struct Proxy<O, A, B> {
     hijack: Option<Hijack>,
     /// Hosts that clients may reach from anywhere.
     named: Vec<HostPattern>,
+    /// Turns for requests over HTTP/2.
+    streams: Arc<Semaphore>,
     origin: Arc<O>,
     authorize: Arc<A>,
     blobs: Arc<B>,
@@ -115,7 +118,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         blobs: Arc<B>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ProxyError> {
-        let tls = settings.tls.as_ref().map(Identity::from_pem).transpose()?;
+        let tls = settings.tls.as_ref().map(Identity::of_listener).transpose()?;
         let mirror = Mirror::new(&settings.mirror)?;
         let rules = Rules::new(&settings.rules)?;
         let hijack = settings.hijack.as_ref().filter(|hijack| !hijack.hosts.is_empty());
@@ -124,7 +127,8 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         named.extend(rules.redirect_hosts());
         named.extend(hijack.iter().flat_map(|hijack| hijack.hosts.iter().cloned()));
         let hijack = hijack.map(Hijack::new).transpose()?;
-        Ok(Self { tls, mirror, rules, hijack, named, origin, authorize, blobs, metrics })
+        let streams = Arc::new(Semaphore::new(listener::CONNECTIONS_MAX));
+        Ok(Self { tls, mirror, rules, hijack, named, streams, origin, authorize, blobs, metrics })
     }
 
     /// Answers one request, whatever happens.
@@ -229,19 +233,22 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
 /// The URL of a request inside a tunnel whose TLS ended here. It must be for the host that the tunnel leads to: the
 /// certificate was that host's, and so is the policy that let the tunnel be made.
 fn inside_tunnel(request: &Request<Incoming>, tunnel: &HostPort) -> Result<Uri, Refusal> {
-    let misdirected = || Refusal::Misdirected { host: tunnel.to_string() };
     let same = |text: &str| HostPort::parse(text, Some(implied_port(&Scheme::HTTPS))).is_ok_and(|it| it == *tunnel);
+    // HTTP/1.1 has a Host and may have a URL, HTTP/2 the reverse; whatever there is has to be the tunnel's (RFC 9113, 8.3.1).
     let mut hosts = request.headers().get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Refusal::Malformed("a request has exactly one Host header"));
-    };
-    if !host.to_str().is_ok_and(same) {
-        return Err(misdirected());
-    }
     let mut parts = request.uri().clone().into_parts();
+    let named = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().is_ok_and(same),
+        (None, _) if request.version() == Version::HTTP_2 && parts.authority.is_some() => true,
+        _ => return Err(Refusal::Malformed("a request has exactly one Host header")),
+    };
     let as_url = parts.scheme.as_ref().is_none_or(|scheme| *scheme == Scheme::HTTPS);
-    if !as_url || !parts.authority.as_ref().is_none_or(|authority| same(authority.as_str())) {
-        return Err(misdirected());
+    if !named || !as_url || !parts.authority.as_ref().is_none_or(|authority| same(authority.as_str())) {
+        return Err(Refusal::Misdirected { host: tunnel.to_string() });
+    }
+    // HTTP/2 sends the path by itself, with whatever it begins.
+    if !request.uri().path().starts_with('/') {
+        return Err(Refusal::Malformed("a request inside a tunnel has a path"));
     }
     parts.scheme = Some(Scheme::HTTPS);
     parts.authority =

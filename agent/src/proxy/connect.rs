@@ -20,6 +20,7 @@ use super::body::{AnswerBody, ByteCounter};
 use super::listener::Arrival;
 use super::respond::{self, Refusal};
 use super::seam::{Authorize, Blobs, Fault, Origin};
+use super::tls::speaks_http2;
 
 /// How long a tunnel's far end may take to accept, as in Dragonfly v1.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,7 +104,11 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         match hijack.accept(client, host.host()).await {
             Ok(client) => {
                 let arrival = Arrival { trusted, hijacked: Some(host), upgrade: None };
-                self.requests(client, arrival, stop).await;
+                if speaks_http2(&client) {
+                    self.streams(client, arrival, stop).await;
+                } else {
+                    self.requests(client, arrival, stop).await;
+                }
             }
             Err(error) => {
                 self.metrics.client_refusals.inc();

@@ -51,7 +51,7 @@ impl Hijack {
     pub(super) fn new(settings: &HijackSettings) -> Result<Self, HijackError> {
         let shown = match Authority::from_pem(&settings.pair)? {
             Some(authority) => Shown::Leaves(Box::new(authority)),
-            None => Shown::Certificate(Identity::from_pem(&settings.pair)?),
+            None => Shown::Certificate(Identity::inside(&settings.pair)?),
         };
         Ok(Self { hosts: settings.hosts.clone(), shown })
     }

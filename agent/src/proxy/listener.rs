@@ -2,6 +2,10 @@
 //!
 //! A connection is one task from its first byte to its last, the tunnel that a CONNECT turns it into included, so all
 //! of them are owned here and none outlives [`Proxy::serve`].
+//!
+//! HTTP/1.1 is served here, HTTP/2 in [`http2`].
+
+mod http2;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::header::{CONNECTION, HeaderValue};
 use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,11 +29,14 @@ use tokio_util::sync::CancellationToken;
 use super::Proxy;
 use super::address::HostPort;
 use super::connect::Upgrade;
+use super::framing::heads::Watched;
+use super::framing::{HEADER_BYTES_MAX, HEADERS_MAX, is_chunked};
+use super::respond::{self, Refusal};
 use super::seam::{Authorize, Blobs, Origin};
 
 /// Connections at a time, tunnels included. A thousand clients is what the memory budget is for; the next ones wait in
-/// the kernel's queue, which a client sees as a slow connect.
-const CONNECTIONS_MAX: usize = 1024;
+/// the kernel's queue, which a client sees as a slow connect. As many requests over HTTP/2 are answered at a time.
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// How long a client may take for the headers of its first request. A client that connects has something to ask.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,12 +44,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be idle between requests, the next headers included. Longer than the pauses that Docker
 /// and containerd make within a pull.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Header fields of a request; more are answered with 431.
-const HEADERS_MAX: usize = 100;
-
-/// Bytes of a request's line and headers; more are answered with 431. Registry tokens of 8 KiB are seen in the field.
-const HEADER_BYTES_MAX: usize = 32 * 1024;
 
 /// Read and write buffer of a connection: with [`CONNECTIONS_MAX`] of them 64 MiB, if every client is slow at once.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -140,9 +142,21 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let arrival = Arc::new(arrival);
+        let (io, twice) = Watched::new(io);
         let service = service_fn(|request| {
-            let (proxy, arrival) = (Arc::clone(self), Arc::clone(&arrival));
-            async move { Ok::<_, Infallible>(proxy.handle(request, &arrival).await) }
+            let (proxy, arrival, twice) = (Arc::clone(self), Arc::clone(&arrival), twice.was_seen());
+            async move {
+                if twice {
+                    let refusal = Refusal::Malformed("a request has a length or chunks, and not both");
+                    return Ok(respond::refuse(&refusal, &proxy.metrics));
+                }
+                let is_last = is_chunked(&request);
+                let mut answer = proxy.handle(request, &arrival).await;
+                if is_last {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(Patience::default())

@@ -97,7 +97,11 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         *request.version_mut() = Version::HTTP_11;
         let host = request.uri().host().unwrap_or_default().to_owned();
         let answer = self.origin.send(request).await;
-        answer.map_err(|error| Refusal::Upstream { host, fault: O::fault(&error), source: error.into() })
+        let mut answer =
+            answer.map_err(|error| Refusal::Upstream { host, fault: O::fault(&error), source: error.into() })?;
+        // In HTTP/1.0 a body may end with its connection, and one that is cut would look like a whole one.
+        *answer.version_mut() = Version::HTTP_11;
+        Ok(answer)
     }
 }
 

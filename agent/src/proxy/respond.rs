@@ -14,6 +14,9 @@ pub(super) enum Refusal {
     /// The request is not one that a proxy, or a registry, understands. The client's mistake.
     #[error("{0}")]
     Malformed(&'static str),
+    /// The request has more header fields than anybody needs.
+    #[error("the request has too many header fields")]
+    TooManyHeaders,
     /// The client may not go there through this proxy.
     #[error("this proxy does not connect to {host}")]
     Forbidden {
@@ -61,6 +64,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) | Self::Digest => StatusCode::BAD_REQUEST,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Forbidden { .. } | Self::Upstream { fault: Fault::Forbidden, .. } => StatusCode::FORBIDDEN,
             Self::Misdirected { .. } => StatusCode::MISDIRECTED_REQUEST,
             Self::RangeSyntax | Self::RangePastEnd { .. } => StatusCode::RANGE_NOT_SATISFIABLE,

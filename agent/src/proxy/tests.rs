@@ -4,6 +4,7 @@
 
 mod blobs;
 mod connections;
+mod http2;
 mod requests;
 mod revoked;
 mod support;

@@ -1,6 +1,6 @@
 //! The server's end of TLS towards clients: certificates out of PEM or DER, and handshakes with a deadline.
 //!
-//! HTTP/1.1 is all that is offered, since it is all that is spoken here. Not here: who gets which certificate.
+//! Not here: who gets which certificate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,14 @@ pub(super) use tokio_rustls::server::TlsStream;
 /// How long a client may take for its handshake; it is as patient as with request headers.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The only protocol offered.
-const ALPN: &[u8] = b"http/1.1";
+/// What a client inside a tunnel may speak, the better first.
+const INSIDE: &[&[u8]] = &[HTTP_2, b"http/1.1"];
+
+/// What the listener itself offers. Not HTTP/2: Go's clients offer it to a proxy that is spoken to over TLS, and send
+/// CONNECT as HTTP/1.1 whatever was agreed.
+const LISTENER: &[&[u8]] = &[b"http/1.1"];
+
+const HTTP_2: &[u8] = b"h2";
 
 /// A certificate chain and its key, as the configuration names them.
 #[derive(Clone)]
@@ -57,24 +63,37 @@ pub enum TlsError {
 pub(super) struct Identity(Arc<ServerConfig>);
 
 impl Identity {
-    /// Out of PEM.
-    pub(super) fn from_pem(pair: &PemPair) -> Result<Self, TlsError> {
+    /// The listener's own, out of PEM.
+    pub(super) fn of_listener(pair: &PemPair) -> Result<Self, TlsError> {
+        Self::from_pem(pair, LISTENER)
+    }
+
+    /// For what is inside tunnels, out of PEM.
+    pub(super) fn inside(pair: &PemPair) -> Result<Self, TlsError> {
+        Self::from_pem(pair, INSIDE)
+    }
+
+    /// For what is inside tunnels, out of DER certificates and a PKCS #8 key.
+    pub(super) fn inside_from_der(chain: Vec<CertificateDer<'static>>, pkcs8: Vec<u8>) -> Result<Self, TlsError> {
+        Self::new(chain, PrivatePkcs8KeyDer::from(pkcs8).into(), INSIDE)
+    }
+
+    fn from_pem(pair: &PemPair, protocols: &[&[u8]]) -> Result<Self, TlsError> {
         let chain = certificates(&pair.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(&pair.key).map_err(|_| TlsError::Key)?;
-        Self::new(chain, key)
+        Self::new(chain, key, protocols)
     }
 
-    /// Out of DER certificates and a PKCS #8 key.
-    pub(super) fn from_der(chain: Vec<CertificateDer<'static>>, pkcs8: Vec<u8>) -> Result<Self, TlsError> {
-        Self::new(chain, PrivatePkcs8KeyDer::from(pkcs8).into())
-    }
-
-    fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        protocols: &[&[u8]],
+    ) -> Result<Self, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .map_err(TlsError::Pair)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Self(Arc::new(config)))
     }
 
@@ -99,6 +118,11 @@ impl Identity {
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+}
+
+/// Whether client and agent have agreed on HTTP/2.
+pub(super) fn speaks_http2<I>(stream: &TlsStream<I>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP_2)
 }
 
 /// All certificates of a PEM file, at least one.

@@ -8,6 +8,7 @@
 //! Not here: names that a resolver has bad addresses for; see `net/dial.rs`.
 
 mod framing;
+pub(crate) mod http2;
 mod recorder;
 mod targets;
 
@@ -88,6 +89,7 @@ async fn hundreds_of_hostile_requests_reach_nothing_and_give_nothing_away() {
         }
         println!("{way:?}: {} cases", world.cases - begun);
     }
+    world.over_http2().await;
     for (host, status) in targets::HOSTS {
         world.host(host, *status).await;
     }

@@ -21,7 +21,7 @@ use crate::wire::{self, Way};
 const LAYERS_MAX: usize = 127;
 
 /// What an agent may take, whatever it serves.
-const MEMORY_BYTES_MAX: u64 = 128 * MIB;
+pub(crate) const MEMORY_BYTES_MAX: u64 = 128 * MIB;
 
 const GIGANTIC_BYTES: u64 = 10 << 30;
 
@@ -82,7 +82,7 @@ fn gigantic_registry(seen: &Seen) -> Reply {
 }
 
 /// The most memory that an agent has had in use.
-fn memory_peak(agent: &Agent) -> u64 {
+pub(crate) fn memory_peak(agent: &Agent) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.process_id().unwrap())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * KIB

@@ -108,7 +108,7 @@ impl Authority {
         let leaf = params.signed_by(&self.leaf_key, &self.issuer).map_err(LeafError::Mint)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.chain.iter().cloned());
-        Identity::from_der(chain, self.leaf_key.serialize_der()).map_err(LeafError::Unusable)
+        Identity::inside_from_der(chain, self.leaf_key.serialize_der()).map_err(LeafError::Unusable)
     }
 }
 
@@ -133,6 +133,23 @@ mod tests {
         assert!(first.is(&authority.leaf("a.example", now + Duration::from_secs(22 * 3600)).unwrap()));
         assert!(!first.is(&authority.leaf("b.example", now).unwrap()));
         assert!(!first.is(&authority.leaf("a.example", now + Duration::from_secs(23 * 3600)).unwrap()));
+    }
+
+    /// The median, so that a machine with other work is no failure.
+    #[test]
+    fn a_leaf_is_minted_within_five_milliseconds() {
+        let authority = Authority::from_pem(&ca(&KeyPair::generate().unwrap())).unwrap().unwrap();
+        let now = SystemTime::now();
+        let mut times: Vec<Duration> = (0..99)
+            .map(|host| {
+                let start = std::time::Instant::now();
+                authority.leaf(&format!("h{host}.example"), now).unwrap();
+                start.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        println!("a leaf is minted in {:?}, at the most in {:?}", times[49], times[98]);
+        assert!(times[49] <= Duration::from_millis(5), "{:?}", times[49]);
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let identity = tls.map(|pair| Identity::from_pem(pair).unwrap());
+        let identity = tls.map(|pair| Identity::of_listener(pair).unwrap());
         let log = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();

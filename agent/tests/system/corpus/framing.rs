@@ -9,7 +9,7 @@ use super::Want::{self, Exactly, Nothing};
 /// The honest request is answered too.
 pub(super) const SERVED: Want = Exactly(&[200, 200]);
 
-/// Served, and the connection closed.
+/// Served, and the connection closed, as after every request that is chunked.
 const LAST: Want = Exactly(&[200]);
 
 /// Refused, and the connection closed.
@@ -21,12 +21,12 @@ pub(super) const CASES: &[(&str, Want)] = &[
     ("{G}\r\n{G}\r\n{G}\r\n", Exactly(&[200, 200, 200, 200])),
     ("{P}content-length: 5\r\n\r\nhello", SERVED),
     ("{P}content-length: 0\r\n\r\n", SERVED),
-    ("{P}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", SERVED),
-    ("{P}transfer-encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", SERVED),
-    ("{P}transfer-encoding:\t chunked \r\n\r\n5\r\nhello\r\n0\r\n\r\n", SERVED),
-    ("{P}transfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0;c\r\n\r\n", SERVED),
-    ("{P}transfer-encoding: chunked\r\n\r\n005\r\nhello\r\n000\r\n\r\n", SERVED),
-    ("{P}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nhost: evil\r\nauthorization: evil\r\n\r\n", SERVED),
+    ("{P}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", LAST),
+    ("{P}transfer-encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", LAST),
+    ("{P}transfer-encoding:\t chunked \r\n\r\n5\r\nhello\r\n0\r\n\r\n", LAST),
+    ("{P}transfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0;c\r\n\r\n", LAST),
+    ("{P}transfer-encoding: chunked\r\n\r\n005\r\nhello\r\n000\r\n\r\n", LAST),
+    ("{P}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nhost: evil\r\nauthorization: evil\r\n\r\n", LAST),
     ("{P}expect: 100-continue\r\ncontent-length: 5\r\n\r\nhello", SERVED),
     ("{G}content-length: {n}\r\n\r\n{S}", SERVED),
     ("DELETE {t}/v2/case HTTP/1.1\r\nhost: {h}\r\ncontent-length: {n}\r\n\r\n{S}", SERVED),
@@ -58,13 +58,23 @@ pub(super) const CASES: &[(&str, Want)] = &[
     ("{P}content-length\t: 5\r\n\r\nhello", BAD),
     ("{P}content-length: 5000\r\n\r\nhello", Nothing),
     ("{G}connection: content-length\r\ncontent-length: {n}\r\n\r\n{S}", SERVED),
-    // A length beside chunks: by the chunks, and then the connection is closed.
-    ("{P}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", LAST),
-    ("{P}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{S}", LAST),
-    ("{P}transfer-encoding: chunked\r\ncontent-length: 0\r\n\r\n5\r\nhello\r\n0\r\n\r\n{S}", LAST),
-    ("{P}content-length: 1\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n{S}", LAST),
+    // A length beside a coding, whatever each of them says, and where it is not the first request.
+    ("{P}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\r\ncontent-length: 0\r\n\r\n5\r\nhello\r\n0\r\n\r\n{S}", BAD),
+    ("{P}content-length: 1\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n{S}", BAD),
     ("{P}content-length: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\r\ncontent-length: x\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\r\ncontent-length:\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}Transfer-ENCODING: chunked\r\nx: y\r\nCONTENT-length: 5\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\nContent-Length: 5\n\n0\r\n\r\n{S}", BAD),
     ("{P}content-length: 5\r\ntransfer-encoding: identity\r\n\r\nhello{S}", BAD),
+    ("{P}content-length: 5\r\ntransfer-encoding:\r\n\r\nhello{S}", BAD),
+    ("{G}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("\r\n{P}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{G}\r\n{P}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}content-length: 5\r\n\r\nhello{P}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
+    ("{P}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n{S}", LAST),
     // Codings.
     ("{P}transfer-encoding: identity\r\n\r\n{S}", BAD),
     ("{P}transfer-encoding: gzip\r\n\r\n{S}", BAD),
@@ -91,7 +101,7 @@ pub(super) const CASES: &[(&str, Want)] = &[
     ("{P}x: y\rtransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
     ("{P}transfer-encoding\x00: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
     ("{P}transfer_encoding: chunked\r\n\r\n0\r\n\r\n{S}", Exactly(&[200, 400])),
-    ("{P}connection: transfer-encoding\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", SERVED),
+    ("{P}connection: transfer-encoding\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", LAST),
     ("POST {t}/v2/case HTTP/1.0\r\nhost: {h}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{S}", BAD),
     // Chunks.
     ("{P}transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n{S}", Nothing),

@@ -65,6 +65,8 @@ pub(super) const CASES: &[Case] = &[
     case("no-head", no_head, Outcome::Right),
     case("no-lengths", no_lengths, Outcome::Right),
     case("no-lengths-and-cut", no_lengths_and_cut, Outcome::Broken),
+    case("http-1.0", http_10, Outcome::Right),
+    case("http-1.0-and-cut", http_10_and_cut, Outcome::Broken),
     case("chunked", chunked, Outcome::Right),
     case("chunked-without-ranges", chunked_without_ranges, Outcome::Right),
     case("sorry", sorry, Outcome::Broken),
@@ -226,6 +228,21 @@ fn no_lengths_and_cut(asked: &Asked<'_>) -> Reply {
         answer.truncate(answer.len() - part(asked).2.len() / 2);
     }
     Reply::Close(answer)
+}
+
+/// As servers of old: the end of the connection is all that ends a body.
+fn http_10(asked: &Asked<'_>) -> Reply {
+    Reply::Close([&b"HTTP/1.0"[..], &unframed(asked)[b"HTTP/1.1".len()..]].concat())
+}
+
+fn http_10_and_cut(asked: &Asked<'_>) -> Reply {
+    match (http_10(asked), is_head(asked)) {
+        (Reply::Close(mut answer), false) => {
+            answer.truncate(answer.len() - part(asked).2.len() / 2);
+            Reply::Close(answer)
+        }
+        (whole, _) => whole,
+    }
 }
 
 fn chunked(asked: &Asked<'_>) -> Reply {
