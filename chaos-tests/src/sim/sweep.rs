@@ -43,9 +43,10 @@ pub fn run(
         scenarios.push((value, scenario));
     }
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be made", out.display()))?;
-    let mut table =
-        String::from("option,value,seed,bound_s,last,p99,p50,egress,registry_requests,control,wasted,fallbacks,first_byte_p50_s,first_byte_max_s,\
-         stall_p50_s,stall_max_s\n");
+    let mut table = String::from(
+        "option,value,seed,bound_s,last,p99,p50,egress,registry_requests,control,wasted,fallbacks,first_byte_p50_s,first_byte_max_s,\
+         stall_p50_s,stall_max_s\n",
+    );
     let mut points: Vec<(f64, Report)> = Vec::new();
     for (position, (value, scenario)) in scenarios.iter().enumerate() {
         for seed in scenario.seed..scenario.seed + seeds {

@@ -431,7 +431,8 @@ impl Task {
         let fed = unoffered.count() < wanted.count();
         let needed = self.reader_lacks(&unoffered, now);
         self.held_back = !needed && !self.may_fetch_more();
-        let can_fetch = self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(now));
+        let can_fetch =
+            self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(self.giving_time(), now));
         if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
             return;
