@@ -411,7 +411,7 @@ impl Task {
 
     /// A piece was uploaded to a neighbour.
     pub fn handle_uploaded(&mut self, piece: PieceIndex, now: Instant) {
-        self.origin.passed_on(piece);
+        self.origin.passed_on(piece, now);
         self.advance(now);
     }
 

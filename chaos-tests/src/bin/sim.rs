@@ -89,7 +89,11 @@ fn print(report: &Report) {
         ("clients done", format!("{} (unfinished: {})", report.done, report.unfinished)),
         ("bound", format!("{:.3} s", report.bound_s)),
         ("last, p99, p50 over the bound", format!("{:.3}, {:.3}, {:.3}", report.last, report.p99, report.p50)),
-        ("longest wait for a piece, p99", format!("{:.3} s", report.stall_p99_s)),
+        ("first byte, p50, last", format!("{:.3} s, {:.3} s", report.first_byte_p50_s, report.first_byte_max_s)),
+        (
+            "longest wait, p50, p99, longest",
+            format!("{:.3} s, {:.3} s, {:.3} s", report.stall_p50_s, report.stall_p99_s, report.stall_max_s),
+        ),
         ("registry bytes over the image", format!("{:.4}", report.egress)),
         ("registry requests, refused", format!("{}, {}", report.registry_requests, report.registry_refusals)),
         ("control over payload", format!("{:.4} %", report.control * 100.0)),

@@ -288,13 +288,17 @@ impl World {
     /// Lets the client take what has come; tells whether it did.
     fn client_reads(&mut self, node: NodeNumber, layer: Layer) -> bool {
         let (now, instant) = (self.now, self.instant());
-        let pull = self.pull(node, layer);
+        let this = &mut self.nodes[node as usize];
+        let pull = &mut this.pulls[layer as usize];
         let Some((piece, since)) = pull.reading else { return false };
         let next = pull.task.have().prefix();
         if next == piece {
             return false;
         }
         pull.stall = pull.stall.max(now - since);
+        if layer == 0 {
+            this.first_piece.get_or_insert(now);
+        }
         if !pull.task.is_complete() {
             pull.reading = Some((next, now));
             pull.task.handle_reader(READER, PieceIndex(next), instant);

@@ -50,8 +50,16 @@ pub struct Report {
     pub p99: f64,
     /// When half were done, over the bound.
     pub p50: f64,
-    /// The longest that a client waited between two pieces, for 99 of a hundred, in seconds.
+    /// How long a client waited for the first piece of its first layer, for half of them.
+    pub first_byte_p50_s: f64,
+    /// The same for the one that waited longest.
+    pub first_byte_max_s: f64,
+    /// The longest that a client waited for the next piece of something that it reads, for half of them.
+    pub stall_p50_s: f64,
+    /// The same for 99 of a hundred.
     pub stall_p99_s: f64,
+    /// The same for the one that waited longest.
+    pub stall_max_s: f64,
     /// Blob bytes that left the registry, over the image.
     pub egress: f64,
     /// Requests to the registry.
@@ -81,12 +89,12 @@ impl Report {
         let (scenario, tally) = (&world.scenario, &world.tally);
         let mut done: Vec<Nanos> = world.nodes.iter().filter_map(|node| node.done).collect();
         done.sort_unstable();
-        let mut stalls: Vec<Nanos> = world
-            .nodes
-            .iter()
-            .filter(|node| node.done.is_some())
-            .flat_map(|node| node.pulls.iter().map(|pull| pull.stall))
-            .collect();
+        let finished = || world.nodes.iter().filter(|node| node.done.is_some());
+        let mut first_bytes: Vec<Nanos> =
+            finished().filter_map(|node| Some(node.first_piece? - node.plan.begins)).collect();
+        first_bytes.sort_unstable();
+        let mut stalls: Vec<Nanos> =
+            finished().filter_map(|node| node.pulls.iter().map(|pull| pull.stall).max()).collect();
         stalls.sort_unstable();
         let bound = bound(world);
         let image = scenario.bytes() as f64;
@@ -100,7 +108,11 @@ impl Report {
             last: over_bound(100),
             p99: over_bound(99),
             p50: over_bound(50),
+            first_byte_p50_s: seconds(percentile(&first_bytes, 50)),
+            first_byte_max_s: seconds(percentile(&first_bytes, 100)),
+            stall_p50_s: seconds(percentile(&stalls, 50)),
             stall_p99_s: seconds(percentile(&stalls, 99)),
+            stall_max_s: seconds(percentile(&stalls, 100)),
             egress: tally.registry_bytes as f64 / image,
             registry_requests: tally.registry_requests,
             registry_refusals: tally.registry_refusals,

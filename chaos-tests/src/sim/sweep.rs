@@ -43,14 +43,16 @@ pub fn run(
         scenarios.push((value, scenario));
     }
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be made", out.display()))?;
-    let mut table =
-        String::from("option,value,seed,bound_s,last,p99,p50,egress,registry_requests,control,wasted,fallbacks\n");
+    let mut table = String::from(
+        "option,value,seed,bound_s,last,p99,p50,egress,registry_requests,control,wasted,fallbacks,first_byte_p50_s,first_byte_max_s,\
+         stall_p50_s,stall_max_s\n",
+    );
     let mut points: Vec<(f64, Report)> = Vec::new();
     for (position, (value, scenario)) in scenarios.iter().enumerate() {
         for seed in scenario.seed..scenario.seed + seeds {
             let report = super::play(&Scenario { seed, ..scenario.clone() }, &mut |_, _| ());
             let row = format!(
-                "{option},{value},{seed},{:.3},{:.4},{:.4},{:.4},{:.4},{},{:.6},{:.6},{}",
+                "{option},{value},{seed},{:.3},{:.4},{:.4},{:.4},{:.4},{},{:.6},{:.6},{},{:.3},{:.3},{:.3},{:.3}",
                 report.bound_s,
                 report.last,
                 report.p99,
@@ -59,7 +61,11 @@ pub fn run(
                 report.registry_requests,
                 report.control,
                 report.wasted,
-                report.fallbacks
+                report.fallbacks,
+                report.first_byte_p50_s,
+                report.first_byte_max_s,
+                report.stall_p50_s,
+                report.stall_max_s
             );
             told(&row);
             writeln!(table, "{row}")?;

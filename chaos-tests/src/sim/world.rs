@@ -70,6 +70,8 @@ pub struct Node {
     pub(super) still_since: Option<Nanos>,
     /// Control bytes that came to it in the present second, and in its worst.
     pub(super) heard: Heard,
+    /// When its client has the first piece of its first layer.
+    pub first_piece: Option<Nanos>,
     /// When its client has everything.
     pub done: Option<Nanos>,
 }
@@ -353,6 +355,7 @@ impl Node {
             felt: 0,
             still_since: None,
             heard: Heard::default(),
+            first_piece: None,
             done: None,
         }
     }

@@ -444,7 +444,8 @@ impl Task {
             self.link.next_pull = needed_at;
             return;
         }
-        let can_fetch = self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(now));
+        let can_fetch =
+            self.origin.can_start(now) && !self.held_back && (needed || self.origin.keeps_up(self.giving_time(), now));
         if urgent.is_none() && (unoffered.is_empty() || fed && !can_fetch) {
             self.link.next_pull = now + PULL_INTERVAL;
             return;

@@ -289,6 +289,11 @@ impl Neighbour {
         }
     }
 
+    /// How long its pieces usually take; `None` before the first.
+    pub(super) fn latency(&self) -> Option<Duration> {
+        self.latency
+    }
+
     pub(super) fn cancel(&mut self, piece: PieceIndex) -> bool {
         self.requests.remove(&piece).is_some()
     }

@@ -11,12 +11,20 @@ use std::time::{Duration, Instant};
 use darter_tracker::{Bitmap, ErrorKind, NodeId, PieceIndex};
 use rand::RngExt as _;
 
-use super::{Action, Task};
+use super::{Action, Task, Waiting};
 
 /// What a reader has waited for so long is taken before anything else. Whoever took what is next for his reader at once would ask
 /// the one fetcher who has it for the same piece as everybody else, and leave the rest of what only that one has (simulated: 16
 /// nodes took 1.57 instead of 1.08 times the bound with the next eight pieces first).
 pub(super) const READER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// The same while only one neighbour has it and [`OTHERS`] want it as well, whose readers wait for it too: they all would take it from
+/// him, one after the other, and what else only he has would wait, for seconds if his way out is slow. Simulated with two slow ones
+/// among 16: 8 layers took 1.14 to 1.37 times the bound, and 1.11 to 1.24 times with this.
+const SOLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// So many neighbours that lack a piece are others who want it.
+const OTHERS: usize = 2;
 
 /// Pieces on their way from peers at a time for a blob that is fetched ahead of its reading: one that comes, one that is waited
 /// for.
@@ -168,9 +176,20 @@ impl Task {
     /// What a reader has waited for long enough.
     fn awaited(&self, peer: NodeId, wanted: &Bitmap, now: Instant) -> Option<PieceIndex> {
         let neighbour = self.neighbours.get(&peer)?;
-        let waiting =
-            self.readers.values().filter(|waiting| now.saturating_duration_since(waiting.since) >= READER_PATIENCE);
+        let due = |waiting: &&Waiting| {
+            let waited = now.saturating_duration_since(waiting.since);
+            let patience = if self.contended(waiting.piece) { SOLE_PATIENCE } else { READER_PATIENCE };
+            waited >= patience
+        };
+        let waiting = self.readers.values().filter(due);
         waiting.map(|waiting| waiting.piece).filter(|piece| wanted.contains(*piece) && neighbour.has(*piece)).min()
+    }
+
+    /// Whether others want a piece from the only one who has it. The first of a blob is not counted among such: when it comes its
+    /// holder has nothing else yet.
+    fn contended(&self, piece: PieceIndex) -> bool {
+        let lacking = || self.neighbours.values().filter(|neighbour| neighbour.lacks(piece));
+        piece.0 > 0 && self.availability[piece.0 as usize] < 2 && lacking().nth(OTHERS - 1).is_some()
     }
 
     fn rarest(&mut self, peer: NodeId, wanted: &Bitmap) -> Option<PieceIndex> {
