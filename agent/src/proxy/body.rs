@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use darter_tracker::Digest;
@@ -12,6 +13,7 @@ use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
+use tokio::time::Sleep;
 
 use crate::store::verify::Whole;
 
@@ -32,12 +34,62 @@ pub(super) fn nothing() -> ClientBody {
     Empty::new().map_err(|never| match never {}).boxed()
 }
 
+/// A client that sends nothing of a body for so long, though the registry would take it, is given up: as long as one may be silent
+/// between two requests.
+pub(super) const SILENT_BODY: Duration = Duration::from_secs(60);
+
+/// A client stopped in the middle of its request.
+#[derive(Debug, thiserror::Error)]
+#[error("the client sent nothing more of its request for {} s", SILENT_BODY.as_secs())]
+pub(super) struct SilentError;
+
+impl SilentError {
+    /// Whether this is what is behind an error of an upstream's.
+    pub(super) fn is_behind(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
+    }
+}
+
 /// A request's body, streamed.
 pub(super) fn sent<B>(body: B) -> ClientBody
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Sync + Unpin + 'static,
 {
-    body.map_err(Into::into).boxed()
+    SentBody { body, silent: None }.boxed()
+}
+
+/// What a client sends, unless it stops.
+struct SentBody<B> {
+    body: B,
+    /// Runs while something is waited for.
+    silent: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Body for SentBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            this.silent = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let silent = this.silent.get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENT_BODY)));
+        ready!(silent.as_mut().poll(cx));
+        Poll::Ready(Some(Err(SilentError.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer that is all there.

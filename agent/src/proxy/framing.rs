@@ -6,7 +6,7 @@
 
 pub(super) mod heads;
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method, Request, Version};
 use hyper::body::Body;
 
@@ -52,6 +52,10 @@ pub(super) fn check<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
     if !chunks || codings.next().is_some() {
         // Passed on without its name, a coding would become a part of the body.
         return Err(Refusal::Malformed("chunked is the only transfer coding"));
+    }
+    if request.headers().contains_key(UPGRADE) {
+        // Whoever asked for it might take what follows for the other protocol.
+        return Err(Refusal::Malformed("a connection goes on in the protocol that it has"));
     }
     if *request.method() == Method::CONNECT && !request.body().is_end_stream() {
         return Err(Refusal::Malformed("a CONNECT has no body"));

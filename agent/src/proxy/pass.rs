@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Proxy;
 use super::blob::FIRST_BYTES_WAIT;
-use super::body::{self, AnswerBody, CheckedBody, ClientBody, CutError, PassedBody};
+use super::body::{self, AnswerBody, CheckedBody, ClientBody, CutError, PassedBody, SilentError};
 use super::manifest::MANIFEST_BYTES_MAX;
 use super::respond::Refusal;
 use super::seam::{Authorize, Blobs, Client, Fault, Origin, Repository};
@@ -97,8 +97,10 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         *request.version_mut() = Version::HTTP_11;
         let host = request.uri().host().unwrap_or_default().to_owned();
         let answer = self.origin.send(request).await;
-        let mut answer =
-            answer.map_err(|error| Refusal::Upstream { host, fault: O::fault(&error), source: error.into() })?;
+        let mut answer = answer.map_err(|error| match O::fault(&error) {
+            _ if SilentError::is_behind(&error) => Refusal::Silent(SilentError),
+            fault => Refusal::Upstream { host, fault, source: error.into() },
+        })?;
         // In HTTP/1.0 a body may end with its connection, and one that is cut would look like a whole one.
         *answer.version_mut() = Version::HTTP_11;
         Ok(answer)

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, Response, StatusCode};
 
-use super::body::{self, AnswerBody, BoxError};
+use super::body::{self, AnswerBody, BoxError, SilentError};
 use super::seam::Fault;
 use crate::admin::metrics::Metrics;
 
@@ -17,6 +17,9 @@ pub(super) enum Refusal {
     /// The request has more header fields than anybody needs.
     #[error("the request has too many header fields")]
     TooManyHeaders,
+    /// The client has stopped in the middle of its request. What the registry got of it is the registry's to forget.
+    #[error(transparent)]
+    Silent(SilentError),
     /// The client may not go there through this proxy.
     #[error("this proxy does not connect to {host}")]
     Forbidden {
@@ -64,6 +67,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) | Self::Digest => StatusCode::BAD_REQUEST,
+            Self::Silent(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Forbidden { .. } | Self::Upstream { fault: Fault::Forbidden, .. } => StatusCode::FORBIDDEN,
             Self::Misdirected { .. } => StatusCode::MISDIRECTED_REQUEST,
@@ -87,7 +91,7 @@ pub(super) fn refuse(refusal: &Refusal, metrics: &Metrics) -> Response<AnswerBod
         Refusal::Digest => digest_invalid(),
         _ => text(status, refusal),
     };
-    if matches!(refusal, Refusal::Malformed(_)) {
+    if matches!(refusal, Refusal::Malformed(_) | Refusal::Silent(_)) {
         // Who is not understood once may mean something else by what follows, too.
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

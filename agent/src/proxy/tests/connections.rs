@@ -63,6 +63,22 @@ async fn silent_clients_are_let_go() {
     assert!(heard.starts_with(b"HTTP/1.1 400 "));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_in_its_request_is_given_up() {
+    let registry = Registry::start(None, hello).await;
+    let proxy = Setup::of(&registry).start().await;
+    let mut stops = proxy.dial().await;
+    let (start, authority) = (Instant::now(), "registry.example");
+    let head = format!(
+        "POST http://{authority}/v2/a/blobs/uploads/ HTTP/1.1\r\nhost: {authority}\r\ncontent-length: 10\r\n\r\n12345"
+    );
+    stops.write_all(head.as_bytes()).await.unwrap();
+    let mut heard = Vec::new();
+    stops.read_to_end(&mut heard).await.unwrap();
+    assert!((60..120).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!(heard.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&heard));
+}
+
 #[tokio::test]
 async fn a_tls_listener_speaks_nothing_else() {
     let ca = TestCa::new();

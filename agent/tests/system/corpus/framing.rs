@@ -172,9 +172,10 @@ pub(super) const CASES: &[(&str, Want)] = &[
     ("GET {t}/v2/case HTTP/1.1\r\nhost: {h}\r\nhost : {h}\r\n\r\n", BAD),
     ("{G}connection: host\r\n\r\n", SERVED),
     // What is for one connection ends here.
-    ("{G}connection: upgrade\r\nupgrade: websocket\r\n\r\n", SERVED),
-    ("{G}connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n", SERVED),
-    ("GET {t}/v2/case HTTP/1.0\r\nhost: {h}\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n{S}", LAST),
+    ("{G}connection: upgrade\r\nupgrade: websocket\r\n\r\n", BAD),
+    ("{G}upgrade: websocket\r\n\r\n{S}", BAD),
+    ("{G}connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n", BAD),
+    ("GET {t}/v2/case HTTP/1.0\r\nhost: {h}\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n{S}", BAD),
     ("{G}connection: keep-alive, te, x-hop\r\nkeep-alive: timeout=9\r\nte: trailers\r\nx-hop: 1\r\n\r\n", SERVED),
     ("{G}proxy-connection: keep-alive\r\n\r\n", SERVED),
     ("{G}connection: close\r\n\r\n{S}", LAST),
