@@ -116,11 +116,26 @@ fn alone_a_node_fetches_everything_at_once() {
 }
 
 #[test]
+fn a_swarm_begins_with_one_fetcher_and_has_more_with_each_piece_and_in_time() {
+    let mut rig = Rig::new(4);
+    (1..=4).for_each(|byte| drop(rig.register(byte)));
+    let first = rig.lease(1);
+    let PullPieceResponse::Wait { retry_after, .. } = rig.pull(2, None, true) else { panic!("one is enough") };
+    assert!(retry_after <= lease::FETCHER_EVERY, "it is needed soon");
+    rig.report(1, Some(first), 0, 1);
+    rig.lease(2);
+    assert!(matches!(rig.pull(3, None, true), PullPieceResponse::Wait { .. }), "one piece, one more");
+    rig.now += lease::FETCHER_EVERY;
+    rig.lease(3);
+}
+
+#[test]
 fn a_lease_lapses_without_progress_and_goes_to_another() {
     let mut rig = Rig::new(2);
     rig.register(1);
     rig.register(2);
     let first = rig.lease(1);
+    rig.now += lease::FETCHER_EVERY;
     let second = rig.lease(2);
     assert!(!first.pieces.contains(second.pieces.first));
     rig.report(1, Some(first), 0, 3);
