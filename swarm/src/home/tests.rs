@@ -118,15 +118,28 @@ fn alone_a_node_fetches_everything_at_once() {
 #[test]
 fn a_swarm_begins_with_one_fetcher_and_has_more_with_each_piece_and_in_time() {
     let mut rig = Rig::new(4);
-    (1..=4).for_each(|byte| drop(rig.register(byte)));
+    for byte in 1..=4 {
+        rig.register(byte);
+    }
+    let ask = |rig: &mut Rig, byte| {
+        let request = PullPieceRequest {
+            task: task(),
+            have: None,
+            lacking: vec![],
+            urgent: None,
+            can_fetch: true,
+            registry: Added::default(),
+        };
+        rig.home.pull_piece(node(byte), &request, rig.now).unwrap()
+    };
     let first = rig.lease(1);
-    let PullPieceResponse::Wait { retry_after, .. } = rig.pull(2, None, true) else { panic!("one is enough") };
+    let PullPieceResponse::Wait { retry_after, .. } = ask(&mut rig, 2) else { panic!("one is enough") };
     assert!(retry_after <= lease::FETCHER_EVERY, "it is needed soon");
     rig.report(1, Some(first), 0, 1);
-    rig.lease(2);
-    assert!(matches!(rig.pull(3, None, true), PullPieceResponse::Wait { .. }), "one piece, one more");
+    assert!(matches!(ask(&mut rig, 2), PullPieceResponse::Lease(_)), "a piece has come");
+    assert!(matches!(ask(&mut rig, 3), PullPieceResponse::Wait { .. }), "one piece, one more");
     rig.now += lease::FETCHER_EVERY;
-    rig.lease(3);
+    assert!(matches!(ask(&mut rig, 3), PullPieceResponse::Lease(_)), "time has passed");
 }
 
 #[test]
