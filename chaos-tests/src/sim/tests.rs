@@ -111,7 +111,7 @@ fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
         let report = of(&scenario(change));
         assert_eq!(report.unfinished, 0, "{name}: {report:?}");
         // What a lazy fetcher alone has is fetched again, once a reader has complained of it.
-        assert!(report.egress <= 1.6, "{name}: {report:?}");
+        assert!(report.egress <= 1.7, "{name}: {report:?}");
     }
 }
 
@@ -122,7 +122,7 @@ fn fetchers_that_give_nothing_are_found_out() {
     for seed in [3, 6, 8] {
         let lazy = |it: &mut Scenario| (it.nodes, it.image, it.lazy, it.seed) = (16, 128 << 20, 0.2, seed);
         let report = of(&scenario(lazy));
-        assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.6, "{report:?}");
+        assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.7, "{report:?}");
     }
 }
 
