@@ -80,12 +80,14 @@ fn many_layers_are_fetched_by_many_and_slow_ones_hold_up_nobody() {
     let layers = |it: &mut Scenario| (it.nodes, it.image, it.layers) = (16, 128 << 20, 8);
     let calm = of(&scenario(layers));
     assert!(calm.egress <= 1.02 && calm.last <= 1.10, "{calm:?}");
+    // Fetched by all fetchers from the first moment on the first pieces of all layers would come after half a second.
+    assert!(calm.first_byte_p50_s <= 0.35 && calm.first_byte_max_s <= 0.45, "{calm:?}");
     for seed in 1..=6 {
         let report = of(&scenario(|it| {
             layers(it);
             (it.slow, it.seed) = (0.125, seed);
         }));
-        assert!(report.egress <= 1.02 && report.last <= 1.5, "{report:?}");
+        assert!(report.egress <= 1.02 && report.last <= 1.3, "{report:?}");
     }
 }
 
@@ -109,7 +111,7 @@ fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
         let report = of(&scenario(change));
         assert_eq!(report.unfinished, 0, "{name}: {report:?}");
         // What a lazy fetcher alone has is fetched again, once a reader has complained of it.
-        assert!(report.egress <= 1.6, "{name}: {report:?}");
+        assert!(report.egress <= 1.7, "{name}: {report:?}");
     }
 }
 
@@ -120,7 +122,7 @@ fn fetchers_that_give_nothing_are_found_out() {
     for seed in [3, 6, 8] {
         let lazy = |it: &mut Scenario| (it.nodes, it.image, it.lazy, it.seed) = (16, 128 << 20, 0.2, seed);
         let report = of(&scenario(lazy));
-        assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.6, "{report:?}");
+        assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.7, "{report:?}");
     }
 }
 

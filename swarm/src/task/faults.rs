@@ -425,3 +425,27 @@ fn without_any_home_everything_comes_from_the_registry_at_once() {
     assert!(rig.task.is_complete(), "{:?}", rig.task.have);
     assert_eq!(begun.len(), 2, "one response, and one more after it broke off");
 }
+
+/// Everybody's reader waits for the same piece; taken from its only holder by all of them it would be all that he gives.
+#[test]
+fn what_only_one_has_is_not_taken_in_order_while_others_want_it() {
+    let taken = |others: u8, waits: Duration| {
+        let mut rig = Rig::new(&[HOME]);
+        rig.task.handle_reader(ReaderId(1), PieceIndex(1), rig.now);
+        let mut has = Bitmap::new(64);
+        for piece in 1..41 {
+            has.insert(PieceIndex(piece));
+        }
+        rig.task.handle_neighbour_up(node(1), has, rig.now);
+        (2..2 + others).for_each(|peer| rig.task.handle_neighbour_up(node(peer), Bitmap::new(64), rig.now));
+        let now = rig.now + waits;
+        rig.task.handle_alive(node(1), now);
+        rig.task.handle_turn(node(1), true, now);
+        let take = |action| if let Action::Take { piece, .. } = action { Some(piece) } else { None };
+        std::iter::from_fn(|| rig.task.poll_action()).find_map(take).unwrap()
+    };
+    let patience = super::pick::READER_PATIENCE;
+    assert_eq!(taken(1, patience), PieceIndex(1), "there is nobody to spread the others");
+    assert_ne!(taken(2, patience), PieceIndex(1));
+    assert_eq!(taken(2, Duration::from_secs(2)), PieceIndex(1), "a reader does not wait for ever");
+}
