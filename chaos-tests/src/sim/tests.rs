@@ -80,8 +80,8 @@ fn many_layers_are_fetched_by_many_and_slow_ones_hold_up_nobody() {
     let layers = |it: &mut Scenario| (it.nodes, it.image, it.layers) = (16, 128 << 20, 8);
     let calm = of(&scenario(layers));
     assert!(calm.egress <= 1.02 && calm.last <= 1.10, "{calm:?}");
-    // Fetched by all fetchers from the first moment on the first pieces of all layers would come after half a second.
-    assert!(calm.first_byte_p50_s <= 0.35 && calm.first_byte_max_s <= 0.45, "{calm:?}");
+    // All fetchers of all layers share the registry's link, so all first pieces come at about the same time.
+    assert!(calm.first_byte_p50_s <= 0.65 && calm.first_byte_max_s <= 0.80, "{calm:?}");
     for seed in 1..=6 {
         let report = of(&scenario(|it| {
             layers(it);
@@ -111,19 +111,23 @@ fn nobody_else_suffers_from_the_dead_the_frozen_the_lying_and_the_lazy() {
         let report = of(&scenario(change));
         assert_eq!(report.unfinished, 0, "{name}: {report:?}");
         // What a lazy fetcher alone has is fetched again, once a reader has complained of it.
-        assert!(report.egress <= 1.7, "{name}: {report:?}");
+        assert!(report.egress <= 1.6, "{name}: {report:?}");
     }
 }
 
-/// Seeds in which lazy ones are among the first that are lent to. What they keep is fetched by others after seconds, not one piece
-/// after the other.
+/// What lazy ones keep that are among the first to be lent to is fetched by others after seconds, not one piece after the other. How
+/// often that happens is a matter of the seed: of thirty, three cost more than 1.6 copies.
 #[test]
 fn fetchers_that_give_nothing_are_found_out() {
-    for seed in [3, 6, 8] {
+    const SEEDS: u64 = 12;
+    let mut copies = 0.0;
+    for seed in 1..=SEEDS {
         let lazy = |it: &mut Scenario| (it.nodes, it.image, it.lazy, it.seed) = (16, 128 << 20, 0.2, seed);
         let report = of(&scenario(lazy));
         assert!(report.unfinished == 0 && report.last <= 3.0 && report.egress <= 1.7, "{report:?}");
+        copies += report.egress / SEEDS as f64;
     }
+    assert!(copies <= 1.25, "{copies}");
 }
 
 #[test]

@@ -25,13 +25,6 @@ pub const FETCHERS_LARGE: usize = 8;
 /// Fetchers at a time in a smaller cluster: more would cut the blob into runs too short for their requests.
 pub const FETCHERS_SMALL: usize = 4;
 
-/// A swarm begins with one fetcher, and with each piece that comes there may be one more, so that first pieces come one after the
-/// other: all layers of an image are begun at once, and fetched by all fetchers from the first moment on they share the registry's
-/// link, and have their first pieces at the same late one. There may be one more as well after each of these times, since with long
-/// ways it takes longer to ask again than this gains. Simulated with 16 nodes and 8 layers: a client has its first piece after 0.26 s
-/// instead of 0.54 s, and the last of them is done 0.7 % sooner.
-pub const FETCHER_EVERY: Duration = Duration::from_millis(150);
-
 /// From how many members on a cluster counts as large.
 pub const LARGE_CLUSTER: usize = 32;
 
@@ -170,13 +163,6 @@ impl Leases {
 #[must_use]
 pub fn fetchers_max(cluster_size: usize) -> usize {
     if cluster_size < LARGE_CLUSTER { FETCHERS_SMALL } else { FETCHERS_LARGE }
-}
-
-/// How many of `most` may fetch when a swarm began `since` ago and has `pieces` by now.
-#[must_use]
-pub fn fetchers_at_first(most: usize, pieces: usize, since: Duration) -> usize {
-    let by_time = since.div_duration_f64(FETCHER_EVERY) as usize;
-    most.min(1 + pieces.saturating_add(by_time))
 }
 
 /// How many pieces the next run shall have when `free` pieces are neither held nor leased.

@@ -12,7 +12,7 @@ use rand::Rng;
 use rand::RngExt as _;
 
 use super::introductions::{DEGREE_MAX, Introductions, Zone};
-use super::lease::{Leases, fetchers_at_first, fetchers_max, run_length};
+use super::lease::{Leases, fetchers_max, run_length};
 use super::pause::Pauses;
 
 /// Members of one task that a home keeps; a cluster is smaller.
@@ -35,18 +35,14 @@ pub const BLAME_QUORUM: usize = 2;
 /// fetchers.
 const SPREADING: Duration = Duration::from_secs(1);
 
+/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
+/// second at most.
 /// How long a home that takes over lends only what readers wait for: by then everybody whose home was the same has noticed,
 /// and told what he is fetching.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
-/// second at most.
 const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
-
-/// The same while another may fetch soon. A cluster so large that callers must not come back by then begins with all its fetchers:
-/// the second would wait for somebody who asks (simulated: 1000 members took 0.9 to 1.4 % longer).
-const RETRY_SOON: Duration = Duration::from_millis(100);
 
 /// One task.
 #[derive(Debug)]
@@ -66,8 +62,6 @@ pub struct Swarm {
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
-    /// When the first member registered.
-    begun: Option<Instant>,
     last_used: Instant,
 }
 
@@ -103,7 +97,6 @@ impl Swarm {
             pauses: Pauses::default(),
             advertisers: BTreeSet::new(),
             settling: None,
-            begun: None,
             last_used: now,
         }
     }
@@ -152,7 +145,6 @@ impl Swarm {
     ) -> Result<RegisterResponse, TrackerError> {
         self.agree(request.geometry)?;
         self.last_used = now;
-        self.begun.get_or_insert(now);
         if !self.members.contains_key(&from) && self.members.len() >= MEMBERS_MAX {
             return Err(TrackerError::Overloaded);
         }
@@ -241,7 +233,7 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        let retry_after = self.retry_after(cluster_size, now).max(paused.map_or(Duration::ZERO, |pause| pause.left));
+        let retry_after = self.retry_after().max(paused.map_or(Duration::ZERO, |pause| pause.left));
         let neighbours = self.introduce(from, now);
         Ok(PullPieceResponse::Wait { retry_after, neighbours, paused: Added(paused) })
     }
@@ -547,7 +539,7 @@ impl Swarm {
         }
         if self.settling.is_some_and(|until| now < until)
             || self.leases.has(from)
-            || self.leases.fetchers() >= self.fetchers_now(cluster_size, now)
+            || self.leases.fetchers() >= fetchers_max(cluster_size)
         {
             return None;
         }
@@ -564,17 +556,6 @@ impl Swarm {
         Some(PieceRange { first: first.first, count: first.count.min(length) })
     }
 
-    /// How many members may fetch by now.
-    fn fetchers_now(&self, cluster_size: usize, now: Instant) -> usize {
-        let most = fetchers_max(cluster_size);
-        if RETRY_PER_MEMBER * cluster_size as u32 > RETRY_SOON {
-            return most;
-        }
-        let pieces = self.holders.iter().filter(|holders| **holders > 0).take(most).count();
-        let since = self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
-        fetchers_at_first(most, pieces, since)
-    }
-
     /// Introduces `from` to others, and names whom it knows. Whoever failed it or several is left out: a neighbour is asked for
     /// pieces like a source.
     fn introduce(&mut self, from: NodeId, now: Instant) -> Vec<NodeId> {
@@ -589,9 +570,7 @@ impl Swarm {
         self.advertisers.contains(&node)
     }
 
-    fn retry_after(&self, cluster_size: usize, now: Instant) -> Duration {
-        let soon = self.fetchers_now(cluster_size, now) < fetchers_max(cluster_size);
-        let members = RETRY_PER_MEMBER * self.members.len() as u32;
-        members.max(if soon { RETRY_SOON } else { RETRY_BASE })
+    fn retry_after(&self) -> Duration {
+        RETRY_BASE.max(RETRY_PER_MEMBER * self.members.len() as u32)
     }
 }

@@ -116,39 +116,11 @@ fn alone_a_node_fetches_everything_at_once() {
 }
 
 #[test]
-fn a_swarm_begins_with_one_fetcher_and_has_more_with_each_piece_and_in_time() {
-    let mut rig = Rig::new(4);
-    for byte in 1..=4 {
-        rig.register(byte);
-    }
-    let ask = |rig: &mut Rig, byte| {
-        let request = PullPieceRequest {
-            task: task(),
-            have: None,
-            lacking: vec![],
-            urgent: None,
-            can_fetch: true,
-            registry: Added::default(),
-        };
-        rig.home.pull_piece(node(byte), &request, rig.now).unwrap()
-    };
-    let first = rig.lease(1);
-    let PullPieceResponse::Wait { retry_after, .. } = ask(&mut rig, 2) else { panic!("one is enough") };
-    assert!(retry_after <= lease::FETCHER_EVERY, "it is needed soon");
-    rig.report(1, Some(first), 0, 1);
-    assert!(matches!(ask(&mut rig, 2), PullPieceResponse::Lease(_)), "a piece has come");
-    assert!(matches!(ask(&mut rig, 3), PullPieceResponse::Wait { .. }), "one piece, one more");
-    rig.now += lease::FETCHER_EVERY;
-    assert!(matches!(ask(&mut rig, 3), PullPieceResponse::Lease(_)), "time has passed");
-}
-
-#[test]
 fn a_lease_lapses_without_progress_and_goes_to_another() {
     let mut rig = Rig::new(2);
     rig.register(1);
     rig.register(2);
     let first = rig.lease(1);
-    rig.now += lease::FETCHER_EVERY;
     let second = rig.lease(2);
     assert!(!first.pieces.contains(second.pieces.first));
     rig.report(1, Some(first), 0, 3);

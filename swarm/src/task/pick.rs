@@ -20,8 +20,8 @@ pub(super) const READER_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The same while only one neighbour has it and [`OTHERS`] want it as well, whose readers wait for it too: they all would take it from
 /// him, one after the other, and what else only he has would wait, for seconds if his way out is slow. Simulated with two slow ones
-/// among 16: 8 layers took 1.15 to 1.37 times the bound, and 1.13 to 1.24 times with this.
-const SOLE_PATIENCE: Duration = Duration::from_secs(2);
+/// among 16: 8 layers took 1.15 to 1.37 times the bound, and 1.14 to 1.20 times with this.
+const SOLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// So many neighbours that lack a piece are others who want it.
 const OTHERS: usize = 2;

@@ -148,5 +148,5 @@ fn all_restart_one_after_the_other() {
     };
     let mut shown = play(scene);
     shown.stalls.push(Duration::ZERO);
-    shown.check("restarted", [1.10, 1.50, 1.90], Duration::ZERO);
+    shown.check("restarted", [1.10, 1.50, 1.75], Duration::ZERO);
 }
