@@ -1,4 +1,6 @@
-//! The members of one task as its home sees them, and what it tells each.
+//! The members of one task as its home sees them, and what it tells each; `bridge` is what it tells other homes.
+
+mod bridge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,9 +13,12 @@ use darter_tracker::{
 use rand::Rng;
 use rand::RngExt as _;
 
-use super::introductions::{DEGREE_MAX, Introductions, Zone};
+use self::bridge::Bridge;
+use super::introductions::{DEGREE, DEGREE_MAX, Introductions, Zone};
 use super::lease::{Leases, fetchers_max, run_length};
 use super::pause::Pauses;
+
+pub use self::bridge::{NEWS, TOLD};
 
 /// Members of one task that a home keeps; a cluster is smaller.
 pub const MEMBERS_MAX: usize = 16_384;
@@ -59,6 +64,7 @@ pub struct Swarm {
     /// Members that somebody has complained of: the few for whom it has to be looked up.
     suspects: BTreeSet<NodeId>,
     pauses: Pauses,
+    bridge: Bridge,
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
@@ -95,6 +101,7 @@ impl Swarm {
             introductions: Introductions::default(),
             suspects: BTreeSet::new(),
             pauses: Pauses::default(),
+            bridge: Bridge::default(),
             advertisers: BTreeSet::new(),
             settling: None,
             last_used: now,
@@ -352,6 +359,7 @@ impl Swarm {
     }
 
     pub(super) fn remove(&mut self, node: NodeId) {
+        self.bridge.forget(node);
         if !self.members.contains_key(&node) {
             return;
         }
@@ -371,6 +379,7 @@ impl Swarm {
             self.geometry = None;
             self.holders.clear();
             self.fetched_at.clear();
+            self.bridge = Bridge::default();
         }
     }
 
@@ -533,6 +542,7 @@ impl Swarm {
                 && !self.holds(from, piece)
                 && (!self.leases.covers(piece, distrusted) || urgent && self.leases.silent(piece, now))
                 && self.reachable(piece, distrusted) == 0
+                && !self.bridge.claims(piece, now)
         };
         if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
             return Some(PieceRange { first: piece, count: 1 });
@@ -549,8 +559,11 @@ impl Swarm {
         if isolated.contains(&from) {
             return None;
         }
-        let open: Vec<PieceIndex> =
+        let mut open: Vec<PieceIndex> =
             (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated, false)).collect();
+        let first = self.bridge.first(now);
+        let before = open.partition_point(|piece| piece.0 < first);
+        open.rotate_left(before);
         let length = run_length(&geometry, open.len() as u32, cluster_size);
         let first = PieceRange::gather(open).into_iter().next()?;
         Some(PieceRange { first: first.first, count: first.count.min(length) })
@@ -560,7 +573,10 @@ impl Swarm {
     /// pieces like a source.
     fn introduce(&mut self, from: NodeId, now: Instant) -> Vec<NodeId> {
         let distrusted = self.distrusted(from, now);
-        self.introductions.introduce(from, &distrusted)
+        let mut neighbours = self.introductions.introduce(from, &distrusted);
+        let registered = |node: &NodeId| self.members.get(node).is_some_and(|member| member.registered);
+        neighbours.extend(self.bridge.strangers(from, |node| !registered(node) && !distrusted.contains(node)));
+        neighbours
     }
 
     fn nominate(&mut self, node: NodeId) -> bool {
