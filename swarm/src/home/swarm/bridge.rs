@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use darter_tracker::{Bitmap, NodeId, PieceIndex, PieceRange};
 
-use super::{DEGREE, Swarm};
+use super::Swarm;
+use crate::home::introductions::DEGREE;
 use crate::rendezvous;
 use crate::wire::HomeNews;
 
