@@ -27,7 +27,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng};
 
 use self::introductions::Zone;
-use self::swarm::Swarm;
+use self::swarm::{NEWS, Swarm};
+use crate::wire::HomeNews;
 
 /// Tasks that one home keeps; at the bound the one unused longest is forgotten (its members register again). 4096
 /// tasks of a thousand members are some 600 MB in the worst case, of fifty members 30 MB.
@@ -53,6 +54,8 @@ pub struct Home {
     zones: BTreeMap<NodeId, Zone>,
     tasks: BTreeMap<TaskId, Swarm>,
     next_lease: u64,
+    /// When other homes are to be thought of; `None` is at once.
+    news_at: Option<Instant>,
     rng: StdRng,
 }
 
@@ -67,6 +70,7 @@ impl Home {
             zones: BTreeMap::new(),
             tasks: BTreeMap::new(),
             next_lease: seed & (u64::MAX >> 1),
+            news_at: None,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -107,6 +111,8 @@ impl Home {
         let answer = swarm.register(from, request, now, &self.zones, &mut self.next_lease, &mut self.rng);
         if new {
             self.keep_within_pieces(&task);
+            // Those who may be homes of it as well hear so at once, before much is lent.
+            self.news_at = None;
         }
         answer
     }
@@ -158,6 +164,29 @@ impl Home {
     ) -> Result<(), TrackerError> {
         let swarm = self.tasks.get_mut(&request.task).ok_or(TrackerError::NotRegistered { task: request.task })?;
         swarm.report_error(from, request, now)
+    }
+
+    /// What this home has to tell other members that may be homes of its tasks as well, and to whom; empty most of the time. To be
+    /// asked after every call and now and then. `rank` gives the members in rank for a task, without this one.
+    pub fn poll_news(&mut self, now: Instant, rank: impl Fn(&TaskId) -> Vec<NodeId>) -> Vec<(NodeId, HomeNews)> {
+        if self.news_at.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        self.news_at = Some(now + NEWS / 2);
+        self.tasks.iter_mut().flat_map(|(task, swarm)| swarm.news(now, || rank(task))).collect()
+    }
+
+    /// Another home of a task has told what it knows. The answer is what this one knows; `None` where nobody comes to it with
+    /// that task.
+    pub fn compare(&mut self, from: NodeId, news: HomeNews, now: Instant) -> Option<HomeNews> {
+        self.tasks.get_mut(&news.task)?.compare(from, self.me, news, now)
+    }
+
+    /// A member has answered what it was told with what it knows itself.
+    pub fn handle_news(&mut self, from: NodeId, news: HomeNews, now: Instant) {
+        if let Some(swarm) = self.tasks.get_mut(&news.task) {
+            swarm.hear(from, self.me, news, now);
+        }
     }
 
     /// The members whose leases are running, or have just lapsed for their silence: whoever owns this home tells with

@@ -14,6 +14,19 @@ pub fn order(task: &TaskId, members: impl IntoIterator<Item = (NodeId, Role)>) -
     ranked.into_iter().map(|(_, _, node)| node).collect()
 }
 
+/// Whether `one` comes before `other` in rank for `task`, were both of the same role.
+#[must_use]
+pub fn before(task: &TaskId, one: NodeId, other: NodeId) -> bool {
+    (weight(task, one), one) > (weight(task, other), other)
+}
+
+/// Where among `places` a member begins that shall not begin where another one does.
+#[must_use]
+pub fn place(task: &TaskId, node: NodeId, places: u32) -> u32 {
+    let [one, two, three, four, ..] = weight(task, node);
+    u32::from_be_bytes([one, two, three, four]) % places.max(1)
+}
+
 fn weight(task: &TaskId, node: NodeId) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(task.digest().as_bytes());

@@ -251,6 +251,7 @@ impl Task {
             PullPieceResponse::Wait { retry_after, neighbours, paused } => {
                 self.origin.pause(paused.0, now);
                 self.meet(&neighbours, now);
+                self.link.put_off_by(retry_after);
                 let pause = retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX);
                 // What it was not asked for is asked for at once.
                 let at_once = self.held_back && self.may_fetch_more();

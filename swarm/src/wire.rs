@@ -50,6 +50,8 @@ pub enum Call {
     ServiceDown(ServiceDownRequest),
     /// See [`darter_tracker::Tracker::report_error`].
     ReportError(ClientErrorRequest),
+    /// What another home of the task knows, which tells what it knows itself.
+    Compare(HomeNews),
 }
 
 /// The home's answer to a [`Call`].
@@ -65,6 +67,25 @@ pub enum Reply {
     Done,
     /// To any: it failed.
     Failed(TrackerError),
+    /// To `Compare`; nothing where nobody has come to the answering member with this task.
+    Compared(Option<HomeNews>),
+}
+
+/// What one home of a task tells another, where members disagree about who is home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeNews {
+    /// The task.
+    pub task: TaskId,
+    /// How the sender cuts it.
+    pub geometry: Geometry,
+    /// What one or the other of its members holds.
+    pub held: Bitmap,
+    /// What they are fetching from the registry.
+    pub lent: Vec<PieceRange>,
+    /// Some of its members, others each time.
+    pub members: Vec<NodeId>,
+    /// Other homes that have told the sender, and what the members of each hold or fetch: the receiver may know none of them.
+    pub others: Vec<(NodeId, Bitmap)>,
 }
 
 /// What one side of a session holds when it begins.

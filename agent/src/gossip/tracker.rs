@@ -1,5 +1,7 @@
 //! The tracker without a tracker server: every call goes to the member that is home of the task, over an authenticated
-//! stream, or to this node's own [`Home`] if that is it.
+//! stream, or to this node's own [`Home`] if that is it. `bridge` is what that home and others tell each other.
+
+mod bridge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -21,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use self::bridge::Bridge;
 use super::{Gossip, Roster};
 use crate::admin::metrics::Metrics;
 use crate::net::{Peer, Transport};
@@ -102,6 +105,8 @@ async fn run_home(
     mut calls: mpsc::Receiver<HomeCall>,
 ) {
     let (gossip, transport) = peers.unzip();
+    let mut bridge =
+        gossip.as_ref().zip(transport.clone()).map(|(gossip, transport)| Bridge::new(transport, gossip.roster()));
     let mut pulse = tokio::time::interval(PULSE);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut received = BTreeMap::new();
@@ -127,9 +132,11 @@ async fn run_home(
                         let mut knowledge = Knowledge { store: &store, gossip: gossip.as_deref(), lost, asked: &mut asked };
                         answer(&mut home, &mut knowledge, from, call, Instant::now())
                     });
+                    bridge.iter_mut().for_each(|bridge| bridge.tell(&mut home));
                 }
                 None => return,
             },
+            (from, news) = Bridge::answered(bridge.as_mut()) => home.handle_news(from, news, Instant::now()),
             Some(event) = next_event(&mut events) => {
                 match event {
                     MembershipEvent::Down(node) => {
@@ -147,6 +154,7 @@ async fn run_home(
             }
             _ = pulse.tick() => {
                 received = feel_pulse(&mut home, transport.as_ref(), &received);
+                bridge.iter_mut().for_each(|bridge| bridge.tell(&mut home));
                 felt = Instant::now();
             }
             Some(roster) = roster_change(&mut roster) => {
@@ -210,6 +218,7 @@ fn answer(home: &mut Home, knowledge: &mut Knowledge<'_>, from: NodeId, call: Ca
             Ok(Reply::Done)
         }
         Call::ReportError(request) => home.report_error(from, &request, now).map(|()| Reply::Done),
+        Call::Compare(news) => Ok(Reply::Compared(home.compare(from, news, now))),
     };
     result.unwrap_or_else(Reply::Failed)
 }

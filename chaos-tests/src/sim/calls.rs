@@ -1,13 +1,14 @@
 //! What nodes say to homes, and what homes answer.
 
 use darter_swarm::holdings::QUARTERS_ALL;
-use darter_tracker::NodeId;
+use darter_swarm::wire::HomeNews;
+use darter_tracker::{NodeId, TaskId};
 use serde::Serialize;
 
 use super::agenda::{Nanos, SECOND};
 use super::event::{Answer, Answered, Call, Called, Event, Layer, NodeNumber};
 use super::plan;
-use super::world::{PACKET_BYTES, World};
+use super::world::{Node, PACKET_BYTES, World};
 
 /// A call to a member from which nothing comes fails after this: the agent's time.
 const CALL_FAILS: Nanos = 2 * SECOND;
@@ -65,6 +66,46 @@ impl World {
         let now = self.now;
         self.nodes[node as usize].heard.note(bytes + PACKET_BYTES, now);
         self.send(bytes, Event::Answered(from, Box::new(Answered { home: node, layer, key, answer })));
+        self.tell_homes(node);
+    }
+
+    /// Lets a node's home tell others what it has to tell.
+    pub(super) fn tell_homes(&mut self, node: NodeNumber) {
+        let now = self.instant();
+        let (ranks, layers) = (&self.ranks, &self.layers);
+        let Node { home, id, gone, plan, .. } = &mut self.nodes[node as usize];
+        let rank = |task: &TaskId| {
+            let ranked = layers.iter().zip(&ranks[plan.view as usize]).find(|(layer, _)| layer.id == *task);
+            let rank = ranked.map(|(_, rank)| rank.as_slice()).unwrap_or_default();
+            rank.iter().filter(|other| *other != id && !gone.contains(&plan::number(**other))).copied().collect()
+        };
+        for (to, news) in home.poll_news(now, rank) {
+            let to = plan::number(to);
+            self.tell_home_of(node, to, &news, Event::Compared(to, node, Box::new(news.clone())));
+        }
+    }
+
+    fn tell_home_of(&mut self, node: NodeNumber, to: NodeNumber, news: &HomeNews, event: Event) {
+        let (bytes, now) = (bytes_of(news), self.now);
+        self.tally.calls += 1;
+        for home in [node, to] {
+            self.nodes[home as usize].heard.note(bytes + PACKET_BYTES, now);
+        }
+        self.send(bytes, event);
+    }
+
+    /// Another home has told what it knows.
+    pub(super) fn compared(&mut self, node: NodeNumber, from: NodeNumber, news: HomeNews) {
+        let (teller, now) = (self.nodes[from as usize].id, self.instant());
+        if let Some(news) = self.nodes[node as usize].home.compare(teller, news, now) {
+            self.tell_home_of(node, from, &news, Event::ComparedBack(from, node, Box::new(news.clone())));
+        }
+    }
+
+    /// It has told so in answer.
+    pub(super) fn compared_back(&mut self, node: NodeNumber, from: NodeNumber, news: HomeNews) {
+        let (teller, now) = (self.nodes[from as usize].id, self.instant());
+        self.nodes[node as usize].home.handle_news(teller, news, now);
     }
 
     /// Tells a home that knows of no holder what gossip has told, as the agent does.

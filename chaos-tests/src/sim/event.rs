@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use darter_swarm::task::RunId;
 use darter_swarm::upload::Ticket;
+use darter_swarm::wire::HomeNews;
 use darter_tracker::{
     Bitmap, ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
     RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, TrackerError,
@@ -33,6 +34,10 @@ pub enum Event {
     Answered(NodeNumber, Box<Answered>),
     /// No answer has come.
     CallFailed(NodeNumber, Layer, NodeNumber, u64),
+    /// Another home has told what it knows.
+    Compared(NodeNumber, NodeNumber, Box<HomeNews>),
+    /// It has told so in answer.
+    ComparedBack(NodeNumber, NodeNumber, Box<HomeNews>),
     /// Another node begins a session.
     Met(NodeNumber, Box<Meeting>),
     /// The other node's offer has come, if it knows the task.
@@ -157,6 +162,8 @@ impl Event {
             | Self::Called(node, _)
             | Self::Answered(node, _)
             | Self::CallFailed(node, ..)
+            | Self::Compared(node, ..)
+            | Self::ComparedBack(node, ..)
             | Self::Met(node, _)
             | Self::MetBack(node, ..)
             | Self::MeetingFailed(node, ..)

@@ -54,6 +54,8 @@ impl World {
                     self.with(node, layer, |task| task.handle_home_failed(name, &error, now));
                 }
             }
+            Event::Compared(node, from, news) => self.compared(node, from, *news),
+            Event::ComparedBack(node, from, news) => self.compared_back(node, from, *news),
             Event::Met(node, meeting) => self.met(node, *meeting),
             Event::MetBack(node, layer, peer, meeting, key) => {
                 if self.pull(node, layer).open.remove(&key) {
@@ -170,6 +172,7 @@ impl World {
                 self.nodes[node as usize].home.handle_alive(fetcher, now);
             }
         }
+        self.tell_homes(node);
         self.forsake_the_silent(node);
         self.after(PULSE, Event::Pulse(node));
     }

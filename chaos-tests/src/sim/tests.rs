@@ -64,6 +64,15 @@ fn a_calm_pull_costs_one_copy_and_little_more_than_the_bound() {
     }
 }
 
+/// Homes that none of the other half knows would cost a copy each.
+#[test]
+fn views_that_disagree_cost_little_more_than_one_copy() {
+    for (nodes, views, seed) in [(16, 2, 1), (50, 2, 2), (100, 2, 3), (100, 2, 7), (50, 3, 1)] {
+        let report = of(&scenario(|it| (it.nodes, it.image, it.views, it.seed) = (nodes, 64 << 20, views, seed)));
+        assert!(report.unfinished == 0 && report.egress <= 1.08 && report.last <= 1.25, "{report:?}");
+    }
+}
+
 /// Answers that come late are no deaths: a crowded link must not send everybody to the registry, which crowds it more.
 #[test]
 fn long_ways_cost_time_and_no_copies() {

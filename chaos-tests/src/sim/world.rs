@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use darter_swarm::home::Home;
+use darter_swarm::home::swarm::TOLD;
 use darter_swarm::intake::Intake;
 use darter_swarm::rendezvous;
 use darter_swarm::task::{RunId, Task};
@@ -154,7 +155,7 @@ pub struct World {
     pub(super) registry: NodeNumber,
     pub(super) registry_open: u32,
     /// The members in the order in which they are home for a layer, as far as anybody asks: per view and layer.
-    ranks: Vec<Vec<Vec<NodeId>>>,
+    pub(super) ranks: Vec<Vec<Vec<NodeId>>>,
     /// What was gossiped of a layer: when everybody has heard it, by whom, how many quarters.
     pub(super) gossip: Vec<Vec<(Nanos, NodeNumber, u8)>>,
     pub(super) plan: Plan,
@@ -317,8 +318,8 @@ impl World {
 
 /// For each view and layer: the members in order, as many as may ever be asked. Each view lacks the homes of those before it.
 fn ranks(scenario: &Scenario, layers: &[Content], names: &[NodeId]) -> Vec<Vec<Vec<NodeId>>> {
-    // So many may die and be passed over.
-    let kept = HOMES + (scenario.kill + scenario.freeze) as usize;
+    // Homes are asked, others are told, itself left out; so many may die and be passed over.
+    let kept = HOMES.max(TOLD + 1) + (scenario.kill + scenario.freeze) as usize;
     let mut hidden: BTreeSet<NodeId> = BTreeSet::new();
     (0..scenario.views)
         .map(|_| {

@@ -106,6 +106,11 @@ impl Leases {
         self.holders().chain(self.doubted.keys().copied())
     }
 
+    /// What of each lease has not come yet.
+    pub fn open(&self) -> impl Iterator<Item = &Bitmap> {
+        self.held.values().map(|held| &held.open)
+    }
+
     /// How many members are fetching.
     #[must_use]
     pub fn fetchers(&self) -> usize {

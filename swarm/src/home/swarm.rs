@@ -1,4 +1,8 @@
-//! The members of one task as its home sees them, and what it tells each.
+//! The members of one task as its home sees them, and what it tells each: `neighbours` is whom it
+//! introduces, `bridge` what it tells other homes.
+
+mod bridge;
+mod neighbours;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,9 +15,12 @@ use darter_tracker::{
 use rand::Rng;
 use rand::RngExt as _;
 
+use self::bridge::Bridge;
 use super::introductions::{DEGREE_MAX, Introductions, Zone};
 use super::lease::{Leases, fetchers_max, run_length};
 use super::pause::Pauses;
+
+pub use self::bridge::{NEWS, TOLD};
 
 /// Members of one task that a home keeps; a cluster is smaller.
 pub const MEMBERS_MAX: usize = 16_384;
@@ -35,12 +42,12 @@ pub const BLAME_QUORUM: usize = 2;
 /// fetchers.
 const SPREADING: Duration = Duration::from_secs(1);
 
-/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
-/// second at most.
 /// How long a home that takes over lends only what readers wait for: by then everybody whose home was the same has noticed,
 /// and told what he is fetching.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
+/// second at most.
 const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
 
@@ -59,6 +66,7 @@ pub struct Swarm {
     /// Members that somebody has complained of: the few for whom it has to be looked up.
     suspects: BTreeSet<NodeId>,
     pauses: Pauses,
+    bridge: Bridge,
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
@@ -69,6 +77,10 @@ pub struct Swarm {
 struct MemberState {
     /// What it holds; `None` is nothing, also while the cut is unknown.
     have: Option<Bitmap>,
+    /// When it first registered.
+    came: Option<Instant>,
+    /// When all whom it knows were named to it.
+    named: Option<Instant>,
     /// Whether it has spoken for itself; otherwise it is known by gossip only.
     registered: bool,
     /// Who was failed by this member, and when.
@@ -95,6 +107,7 @@ impl Swarm {
             introductions: Introductions::default(),
             suspects: BTreeSet::new(),
             pauses: Pauses::default(),
+            bridge: Bridge::default(),
             advertisers: BTreeSet::new(),
             settling: None,
             last_used: now,
@@ -159,13 +172,14 @@ impl Swarm {
         self.introductions.enter(from, zone, draw);
         self.suspects.remove(&from);
         let member = self.members.entry(from).or_default();
-        member.registered = true;
+        (member.registered, member.named) = (true, None);
+        member.came.get_or_insert(now);
         member.blamed_by.clear();
         self.merge(from, request.have.as_ref(), now);
         Ok(RegisterResponse {
             task: self.task,
             geometry: self.geometry,
-            neighbours: self.introduce(from, now),
+            neighbours: self.introduce(from, now, rng),
             advertise: self.nominate(from),
             leases: self.adopt(from, &request.runs, next_lease, now),
         })
@@ -234,7 +248,7 @@ impl Swarm {
             return Ok(PullPieceResponse::Pieces(sources));
         }
         let retry_after = self.retry_after().max(paused.map_or(Duration::ZERO, |pause| pause.left));
-        let neighbours = self.introduce(from, now);
+        let neighbours = self.introduce(from, now, rng);
         Ok(PullPieceResponse::Wait { retry_after, neighbours, paused: Added(paused) })
     }
 
@@ -352,6 +366,7 @@ impl Swarm {
     }
 
     pub(super) fn remove(&mut self, node: NodeId) {
+        self.bridge.forget(node);
         if !self.members.contains_key(&node) {
             return;
         }
@@ -371,6 +386,7 @@ impl Swarm {
             self.geometry = None;
             self.holders.clear();
             self.fetched_at.clear();
+            self.bridge = Bridge::default();
         }
     }
 
@@ -533,6 +549,7 @@ impl Swarm {
                 && !self.holds(from, piece)
                 && (!self.leases.covers(piece, distrusted) || urgent && self.leases.silent(piece, now))
                 && self.reachable(piece, distrusted) == 0
+                && !self.bridge.claims(piece, now)
         };
         if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
             return Some(PieceRange { first: piece, count: 1 });
@@ -549,18 +566,14 @@ impl Swarm {
         if isolated.contains(&from) {
             return None;
         }
-        let open: Vec<PieceIndex> =
+        let mut open: Vec<PieceIndex> =
             (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated, false)).collect();
+        let first = self.bridge.first(now);
+        let before = open.partition_point(|piece| piece.0 < first);
+        open.rotate_left(before);
         let length = run_length(&geometry, open.len() as u32, cluster_size);
         let first = PieceRange::gather(open).into_iter().next()?;
         Some(PieceRange { first: first.first, count: first.count.min(length) })
-    }
-
-    /// Introduces `from` to others, and names whom it knows. Whoever failed it or several is left out: a neighbour is asked for
-    /// pieces like a source.
-    fn introduce(&mut self, from: NodeId, now: Instant) -> Vec<NodeId> {
-        let distrusted = self.distrusted(from, now);
-        self.introductions.introduce(from, &distrusted)
     }
 
     fn nominate(&mut self, node: NodeId) -> bool {

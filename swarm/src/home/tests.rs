@@ -230,11 +230,37 @@ fn neighbourhoods_are_even() {
     for byte in 1..=200 {
         rig.register(byte);
     }
+    // Nobody is a newcomer any more.
+    rig.now += Duration::from_secs(1);
+    for byte in 1..=200 {
+        rig.register(byte);
+    }
     let degrees: Vec<usize> = (1..=200).map(|byte| rig.register(byte).neighbours.len()).collect();
     assert!(
         degrees.iter().all(|degree| (introductions::DEGREE..=introductions::DEGREE_MAX).contains(degree)),
         "{degrees:?}"
     );
+}
+
+/// Whoever is introduced to those alone who came just before stands in a chain: with a thousand members a piece would need many
+/// steps from one end to the other, and all would wait for it.
+#[test]
+fn members_that_come_together_are_few_steps_from_each_other() {
+    let (mut home, now) = (Home::new(node(0), 1), Instant::now());
+    let name = |number: u16| NodeId::from_bytes([number.to_be_bytes(); 8].concat().try_into().unwrap());
+    let mut knows: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+    for number in 0..1000 {
+        let request = RegisterRequest::new(task(), Some(geometry()), None);
+        for other in home.register(name(number), request, now).unwrap().neighbours {
+            knows.entry(name(number)).or_default().insert(other);
+            knows.entry(other).or_default().insert(name(number));
+        }
+    }
+    let mut reached = BTreeSet::from([name(0)]);
+    for _ in 0..4 {
+        reached = reached.iter().flat_map(|node| &knows[node]).copied().chain(reached.iter().copied()).collect();
+    }
+    assert!(reached.len() >= 990, "{} are within four steps of the first", reached.len());
 }
 
 #[test]

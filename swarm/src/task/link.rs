@@ -46,6 +46,11 @@ pub const ALONE: Duration = Duration::from_millis(8);
 /// The shortest time between two PullPiece calls that gave no lease.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What a reader needs at once is asked for again after this part of the time for which the home has others wait, within
+/// [`PULL_INTERVAL`] and [`URGENT_INTERVAL_MAX`]: a home of ten thousand is not to be asked ten times a second by each of them.
+const URGENT_PART: u32 = 5;
+const URGENT_INTERVAL_MAX: Duration = Duration::from_millis(500);
+
 /// The longest.
 pub const PULL_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
@@ -71,6 +76,8 @@ pub(super) struct Link {
     /// When something last came from the present home, if that was noticed.
     heard: Option<Instant>,
     next_pull: Instant,
+    /// How long after a PullPiece the next one goes out that asks for what a reader needs at once.
+    urgent_interval: Duration,
     /// When the last PullPiece went out, or the pull began.
     pulled_at: Instant,
     /// Arrived and not reported yet.
@@ -116,6 +123,7 @@ impl Link {
             report_sent: None,
             heard: None,
             next_pull: now,
+            urgent_interval: PULL_INTERVAL,
             pulled_at: now,
             unreported: Vec::new(),
             report_due: false,
@@ -213,6 +221,11 @@ impl Link {
 
     pub(super) fn pull_at(&mut self, at: Instant) {
         self.next_pull = at;
+    }
+
+    /// The home has this node ask again after `retry_after`.
+    pub(super) fn put_off_by(&mut self, retry_after: Duration) {
+        self.urgent_interval = (retry_after / URGENT_PART).clamp(PULL_INTERVAL, URGENT_INTERVAL_MAX);
     }
 
     pub(super) fn unreported(&mut self, piece: PieceIndex) {
@@ -423,7 +436,7 @@ impl Task {
         }
         // What a reader needs at once does not wait for the next turn to ask.
         let urgent = self.urgent(now);
-        let due = if urgent.is_some() { self.link.pulled_at + PULL_INTERVAL } else { self.link.next_pull };
+        let due = if urgent.is_some() { self.link.pulled_at + self.link.urgent_interval } else { self.link.next_pull };
         if now < due {
             return;
         }
