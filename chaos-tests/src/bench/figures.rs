@@ -184,6 +184,7 @@ impl Measured {
         let figures = self.figures();
         let last_start = self.times.iter().map(|times| times.began).fold(0.0, f64::max);
         let first_byte_max = self.times.iter().filter_map(|times| times.first_byte).reduce(f64::max);
+        let requests = &self.sent.requests;
         let mut line = json!({
             "clients": self.times.len(),
             "measured_from": match self.since {
@@ -196,10 +197,15 @@ impl Measured {
             "registry_body_bytes": self.sent.blob_bytes,
             "registry_interface_bytes": self.interface_bytes,
             "requests": {
-                "manifests": self.sent.manifest_requests,
-                "blobs": self.sent.blob_requests,
+                "tag_gets": requests.tags.gets,
+                "tag_heads": requests.tags.heads,
+                "manifest_gets": requests.manifests.gets,
+                "manifest_heads": requests.manifests.heads,
+                "blob_gets": requests.blobs.gets,
+                "blob_heads": requests.blobs.heads,
                 "blobs_answered": self.sent.blob_responses,
-                "other": self.sent.other_requests,
+                "pings": requests.pings,
+                "other": requests.other,
                 "unauthorized": self.sent.unauthorized,
             },
             "peer_bytes": self.peer_bytes,

@@ -69,12 +69,32 @@ pub struct Sent {
     pub blob_responses: u64,
     /// Requests refused for want of credentials.
     pub unauthorized: u64,
-    /// Requests for blobs, HEAD and refused ones included.
-    pub blob_requests: u64,
-    /// Requests for manifests, likewise.
-    pub manifest_requests: u64,
-    /// Answered requests for anything else, such as `/v2/`.
-    pub other_requests: u64,
+    /// What was asked.
+    pub requests: Requests,
+}
+
+/// Answered requests by what they were for, with whatever status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// For manifests by a tag.
+    pub tags: Asked,
+    /// For manifests by their digest.
+    pub manifests: Asked,
+    /// For blobs.
+    pub blobs: Asked,
+    /// For `/v2/`: whether a registry is there, and what it wants to know of its clients.
+    pub pings: u64,
+    /// For anything else, such as uploads.
+    pub other: u64,
+}
+
+/// Requests by their method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// GET.
+    pub gets: u64,
+    /// HEAD.
+    pub heads: u64,
 }
 
 impl Sent {
@@ -85,10 +105,43 @@ impl Sent {
             blob_bytes: self.blob_bytes - before.blob_bytes,
             blob_responses: self.blob_responses - before.blob_responses,
             unauthorized: self.unauthorized - before.unauthorized,
-            blob_requests: self.blob_requests - before.blob_requests,
-            manifest_requests: self.manifest_requests - before.manifest_requests,
-            other_requests: self.other_requests - before.other_requests,
+            requests: self.requests.since(before.requests),
         }
+    }
+}
+
+impl Requests {
+    /// Counts a request.
+    fn count(&mut self, method: &str, uri: &str) {
+        let path = uri.split('?').next().unwrap_or_default();
+        let asked = match path.rsplit_once('/').map(|(before, last)| (before.rsplit('/').next(), last)) {
+            Some((Some("manifests"), reference)) if reference.contains(':') => Some(&mut self.manifests),
+            Some((Some("manifests"), _)) => Some(&mut self.tags),
+            Some((Some("blobs"), reference)) if reference.contains(':') => Some(&mut self.blobs),
+            _ => None,
+        };
+        match (asked, method) {
+            (Some(asked), "GET") => asked.gets += 1,
+            (Some(asked), "HEAD") => asked.heads += 1,
+            _ if matches!(path, "/v2/" | "/v2") => self.pings += 1,
+            _ => self.other += 1,
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            tags: self.tags.since(before.tags),
+            manifests: self.manifests.since(before.manifests),
+            blobs: self.blobs.since(before.blobs),
+            pings: self.pings - before.pings,
+            other: self.other - before.other,
+        }
+    }
+}
+
+impl Asked {
+    fn since(self, before: Self) -> Self {
+        Self { gets: self.gets - before.gets, heads: self.heads - before.heads }
     }
 }
 
@@ -195,12 +248,9 @@ fn count(log: &str) -> Sent {
         // inside a handler carry no size.
         let Some(bytes) = line["http.response.written"].as_u64() else { continue };
         let status = line["http.response.status"].as_u64().unwrap_or_default();
-        let is_blob = text("http.request.uri").contains("/blobs/sha");
-        let is_manifest = text("http.request.uri").contains("/manifests/");
-        sent.blob_requests += u64::from(is_blob);
-        sent.manifest_requests += u64::from(is_manifest);
-        sent.other_requests += u64::from(!is_blob && !is_manifest);
-        if is_blob && text("http.request.method") == "GET" && (status == 200 || status == 206) {
+        let before = sent.requests.blobs.gets;
+        sent.requests.count(text("http.request.method"), text("http.request.uri"));
+        if sent.requests.blobs.gets > before && (status == 200 || status == 206) {
             sent.blob_bytes += bytes;
             sent.blob_responses += 1;
         }
@@ -213,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_the_bodies_of_blobs_only() {
+    fn counts_the_bodies_of_blobs_and_requests_of_every_kind() {
         let line = |method: &str, uri: &str, status: u64, bytes: u64| {
             serde_json::json!({
                 "http.request.method": method, "http.request.uri": uri, "http.response.status": status,
@@ -227,7 +277,13 @@ mod tests {
             line("HEAD", "/v2/a/blobs/sha256:00", 200, 0),
             r#"{"level":"warning","msg":"error authorizing context: basic authentication challenge"}"#.to_owned(),
             line("GET", "/v2/a/manifests/latest", 200, 700),
+            line("HEAD", "/v2/a/b/manifests/latest", 404, 0),
+            line("HEAD", "/v2/a/manifests/sha256:00", 200, 0),
+            line("GET", "/v2/a/manifests/sha256:00?x=y", 200, 700),
+            line("PUT", "/v2/a/manifests/latest", 201, 0),
             line("PATCH", "/v2/a/blobs/uploads/1", 202, 0),
+            line("GET", "/v2/", 200, 2),
+            line("GET", "/v2/a/tags/list", 200, 20),
             "not json".to_owned(),
             "{\"http.request.method\":\"GET\",\"http.requ".to_owned(),
         ];
@@ -235,9 +291,13 @@ mod tests {
             blob_bytes: 15,
             blob_responses: 2,
             unauthorized: 1,
-            blob_requests: 3,
-            manifest_requests: 1,
-            other_requests: 1,
+            requests: Requests {
+                tags: Asked { gets: 1, heads: 1 },
+                manifests: Asked { gets: 1, heads: 1 },
+                blobs: Asked { gets: 2, heads: 1 },
+                pings: 1,
+                other: 3,
+            },
         };
         assert_eq!(count(&log.join("\n")), expected);
         assert_eq!(expected.since(expected), Sent::default());
