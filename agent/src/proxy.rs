@@ -23,6 +23,7 @@ mod blob;
 mod by_digest;
 mod connect;
 mod framing;
+mod join;
 mod listener;
 mod pass;
 mod range;
@@ -43,8 +44,10 @@ use crate::admin::metrics::Metrics;
 use address::{HostPattern, HostPort};
 use body::{AnswerBody, ClientBody};
 use hijack::{Hijack, HijackError, HijackSettings};
+use join::Joins;
 use listener::Arrival;
 use mirror::{Mirror, MirrorError, MirrorSettings, implied_port};
+use pass::Answered;
 use respond::Refusal;
 use route::Route;
 use rules::{Decision, RuleError, RuleSettings, Rules};
@@ -97,6 +100,7 @@ pub struct Proxy<O, A, B> {
     origin: Arc<O>,
     authorize: Arc<A>,
     blobs: Arc<B>,
+    joins: Joins<Answered>,
     metrics: Arc<Metrics>,
 }
 
@@ -128,7 +132,8 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         named.extend(hijack.iter().flat_map(|hijack| hijack.hosts.iter().cloned()));
         let hijack = hijack.map(Hijack::new).transpose()?;
         let streams = Arc::new(Semaphore::new(listener::CONNECTIONS_MAX));
-        Ok(Self { tls, mirror, rules, hijack, named, streams, origin, authorize, blobs, metrics })
+        let joins = Joins::default();
+        Ok(Self { tls, mirror, rules, hijack, named, streams, origin, authorize, blobs, joins, metrics })
     }
 
     /// Answers one request, whatever happens.
@@ -148,7 +153,8 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         let decision = self.decide(request.method(), &asked);
         let url = decision.rewrite(asked.url).map_err(|_| Refusal::Malformed("the URL cannot be rewritten"))?;
         let registry = self.reachable(&url, arrival)?;
-        let swarm = decision.swarm && request.method() == Method::GET && request.body().is_end_stream();
+        let bare = request.body().is_end_stream();
+        let swarm = decision.swarm && request.method() == Method::GET && bare;
         let (mut head, body) = request.into_parts();
         head.uri = url;
         let reads = head.method == Method::GET || head.method == Method::HEAD;
@@ -159,12 +165,10 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
             Route::Manifest { name, digest: Some(digest) } if swarm && head.uri.query().is_none() => {
                 self.deliver_manifest(head, Repository { registry, name }, digest).await
             }
-            Route::Manifest { name, .. } if head.method == Method::HEAD && head.uri.query().is_none() => {
-                self.pass_manifest_head(upstream_request(head, body), Repository { registry, name }).await
+            Route::Manifest { name, .. } if reads && bare && head.uri.query().is_none() => {
+                self.pass_manifest(head, &Repository { registry, name }, |_| {}).await
             }
-            Route::Manifest { name, .. } if head.method == Method::GET && head.uri.query().is_none() => {
-                self.pass_manifest(upstream_request(head, body), Repository { registry, name }).await
-            }
+            Route::Other if bare && pass::is_token_request(&head) => self.pass_token(head).await,
             Route::Blob { name, digest } | Route::Manifest { name, digest: Some(digest) }
                 if head.method == Method::DELETE =>
             {

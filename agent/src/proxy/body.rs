@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use darter_tracker::Digest;
 use futures_util::Stream;
 use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
@@ -258,37 +258,22 @@ where
     }
 }
 
-/// An upstream's body on the way to a client, unchanged, counted, and kept aside if somebody wants to see the whole.
-pub(super) struct PassedBody<B, F> {
+/// An upstream's body on the way to a client, unchanged and counted.
+pub(super) struct PassedBody<B> {
     body: B,
     passed: ByteCounter,
-    copy: Option<Copy<F>>,
 }
 
-/// What is kept of a body that somebody wants to see.
-struct Copy<F> {
-    kept: BytesMut,
-    bytes_max: usize,
-    whole: F,
-}
-
-impl<B, F> PassedBody<B, F> {
+impl<B> PassedBody<B> {
     /// A body that is counted.
     pub(super) fn new(body: B, passed: ByteCounter) -> Self {
-        Self { body, passed, copy: None }
-    }
-
-    /// A body that is counted and shown to `whole` once it has arrived completely, just before its last bytes go on to
-    /// the client; not at all if it breaks off or has more than `bytes_max` bytes.
-    pub(super) fn shown(body: B, passed: ByteCounter, bytes_max: usize, whole: F) -> Self {
-        Self { body, passed, copy: Some(Copy { kept: BytesMut::new(), bytes_max, whole }) }
+        Self { body, passed }
     }
 }
 
-impl<B, F> Body for PassedBody<B, F>
+impl<B> Body for PassedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
-    F: FnOnce(&[u8]) + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -296,20 +281,8 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(bytes) = frame.data_ref() {
-                    this.passed.inc_by(bytes.len() as u64);
-                    this.copy = this.copy.take().and_then(|copy| copy.keep(bytes));
-                }
-            }
-            Some(Err(_)) => this.copy = None,
-            None => {}
-        }
-        // Whoever sends this on may stop asking once the end is known, so the end is looked for with every frame.
-        let ended = frame.is_none() || this.body.is_end_stream();
-        if let Some(copy) = this.copy.take_if(|_| ended) {
-            (copy.whole)(&copy.kept);
+        if let Some(bytes) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            this.passed.inc_by(bytes.len() as u64);
         }
         Poll::Ready(frame)
     }
@@ -323,23 +296,12 @@ where
     }
 }
 
-impl<F> Copy<F> {
-    fn keep(mut self, bytes: &Bytes) -> Option<Self> {
-        let fits = self.kept.len() + bytes.len() <= self.bytes_max;
-        fits.then(|| {
-            self.kept.extend_from_slice(bytes);
-            self
-        })
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use futures_util::{FutureExt, stream};
     use http_body_util::StreamBody;
-    use std::sync::{Arc, Mutex};
 
     type Item = Result<Bytes, BoxError>;
 
@@ -385,27 +347,5 @@ mod tests {
         assert!(matches!(read("cx"), (given, Some(CutError::Wrong)) if given == b"ab"));
         let whole = CheckedBody::new(Full::new(Bytes::from("abcd")), digest);
         assert_eq!(whole.size_hint().exact(), Some(4));
-    }
-
-    fn passed(frames: Vec<Item>, bytes_max: usize) -> (Option<Vec<u8>>, u64) {
-        let counter = ByteCounter::default();
-        let seen = Arc::new(Mutex::new(None));
-        let body = StreamBody::new(stream::iter(frames.into_iter().map(|item| item.map(Frame::data))));
-        let show = {
-            let seen = Arc::clone(&seen);
-            move |whole: &[u8]| *seen.lock().unwrap() = Some(whole.to_vec())
-        };
-        let body = PassedBody::shown(body, counter.clone(), bytes_max, show);
-        let _ = body.collect().now_or_never().unwrap();
-        let seen = seen.lock().unwrap().take();
-        (seen, counter.get())
-    }
-
-    #[test]
-    fn a_body_is_shown_only_when_it_is_whole_and_small() {
-        let frames = || vec![Ok(Bytes::from("ab")), Ok(Bytes::from("cd"))];
-        assert_eq!(passed(frames(), 4), (Some(b"abcd".to_vec()), 4));
-        assert_eq!(passed(frames(), 3), (None, 4));
-        assert_eq!(passed(vec![Ok(Bytes::from("ab")), Err("gone".into())], 4), (None, 2));
     }
 }

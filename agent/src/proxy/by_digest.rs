@@ -6,15 +6,15 @@
 use bytes::{Bytes, BytesMut};
 use darter_tracker::{Digest, TaskId};
 use futures_util::StreamExt as _;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
 use super::Proxy;
-use super::blob::{CONDITIONS, Failure};
+use super::blob::Failure;
 use super::body::{self, AnswerBody};
 use super::manifest::{self, MANIFEST_BYTES_MAX};
-use super::pass::known_type;
+use super::pass::{is_usual, known_type};
 use super::respond::{self, Refusal};
 use super::seam::{Authorize, BlobOrigin, BlobRequest, Blobs, Client, Origin, Repository, Verdict};
 
@@ -26,8 +26,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         repository: Repository,
         digest: Digest,
     ) -> Result<Response<AnswerBody>, Refusal> {
-        let unusual = head.headers.contains_key(RANGE) || CONDITIONS.iter().any(|name| head.headers.contains_key(name));
-        if !unusual {
+        if is_usual(&head.headers) {
             let origin = BlobOrigin { url: head.uri.clone(), headers: head.headers.clone() };
             match self.authorize.blob(&origin, &repository, &digest).await {
                 Verdict::Granted { length, headers } if can_be_held(length, &headers) => {
@@ -42,7 +41,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
                 _ => {}
             }
         }
-        self.pass_manifest(http::Request::from_parts(head, body::nothing()), repository).await
+        self.pass_manifest(head, &repository, |_| {}).await
     }
 
     /// The manifest out of the swarm; none where the registry has to answer.

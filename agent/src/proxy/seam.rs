@@ -14,7 +14,7 @@ pub use super::authorize::Repository;
 use super::body::{BoxError, ClientBody};
 pub use super::manifest::Descriptor;
 pub use crate::pull::{BlobRequest, Client};
-pub use crate::source::registry::BlobOrigin;
+pub use crate::source::registry::{BlobOrigin, Credential, strip_hop_by_hop};
 
 /// Hosts outside: one request, one answer, nothing followed and nothing kept.
 pub trait Origin: Send + Sync + 'static {
@@ -66,7 +66,7 @@ pub trait Authorize: Send + Sync + 'static {
         body: &[u8],
     ) -> Vec<Descriptor>;
 
-    /// What the registry said to this client's HEAD of a manifest, with 200: which manifest it would give him.
+    /// What the registry said of a manifest to this client's HEAD or GET, with 200: which one it would give him.
     fn saw_manifest_head(&self, repository: &Repository, client: &HeaderMap, answer: &HeaderMap);
 
     /// A client has had this deleted, or tried to: what the registry said of it before counts no more.

@@ -1,13 +1,14 @@
 //! Which registry a request goes to, and that what is not the swarm's arrives untouched.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::stream;
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-use super::support::{Registry, Seen, Setup, blob_path, hello, request};
+use super::support::{LATE, Registry, Seen, Setup, blob_path, hello, request};
 use crate::proxy::body::BoxError;
 use crate::proxy::mirror::MirrorSettings;
 use crate::proxy::rules::RuleSettings;
@@ -28,6 +29,36 @@ async fn absolute_urls_are_proxied() {
     assert_eq!(proxy.get("ftp://registry.example/", &[]).await.0.status, 400);
     assert_eq!(proxy.send(request("OPTIONS", "*", &[])).await.status(), 400);
     assert!(registry.take().is_empty());
+}
+
+/// Ten clients at once, twice, and one with other rights.
+#[tokio::test(start_paused = true)]
+async fn equal_questions_for_tags_and_tokens_are_asked_once() {
+    let registry = Registry::start(None, hello).await;
+    let proxy = Setup::of(&registry).start().await;
+    let token = "http://registry.example/token?service=registry.example&scope=repository:a/b:pull";
+    for (method, uri, questions) in [
+        ("GET", "http://registry.example/v2/a/b/manifests/latest", 2),
+        ("HEAD", "http://registry.example/v2/a/b/manifests/latest", 2),
+        ("GET", token, 2),
+        // Others may have side effects, or differ in what the agent does not know of.
+        ("GET", "http://registry.example/v2/a/b/tags/list", 11),
+        ("POST", token, 11),
+    ] {
+        for _ in 0..2 {
+            let proxy = &proxy;
+            let asked = |credential: &'static str| async move {
+                let headers = [("authorization", credential), (LATE, "yes")];
+                let answer = proxy.send(request(method, uri, &headers)).await;
+                assert_eq!(answer.headers()["x-from"], "registry");
+                answer.into_body().collect().await.unwrap().to_bytes()
+            };
+            let (same, other) = tokio::join!(join_all((0..10).map(|_| asked("Basic one"))), asked("Basic other"));
+            let whole = if method == "HEAD" { "" } else { "from the registry" };
+            assert!(same.iter().chain([&other]).all(|body| body == whole));
+            assert_eq!(registry.take().len(), questions, "{method} {uri}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -64,6 +64,9 @@ pub(super) struct Registry {
     task: JoinHandle<()>,
 }
 
+/// A request with this header is answered after a second: as soon as nothing else is left to do, where time is a test's own.
+pub(super) const LATE: &str = "x-late";
+
 pub(super) type Answerer = fn(&Seen) -> Response<Full<Bytes>>;
 
 /// Answers everything with its own name.
@@ -126,7 +129,11 @@ where
             let body = body.collect().await.unwrap().to_bytes().to_vec();
             let seen = Seen { method: head.method.to_string(), uri: head.uri.to_string(), headers: head.headers, body };
             let answer = answer(&seen);
+            let late = seen.headers.contains_key(LATE);
             log.lock().unwrap().push(seen);
+            if late {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
             Ok::<_, Infallible>(answer)
         }
     });

@@ -137,6 +137,14 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// The hash, to be hashed further.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credential(redacted)")
