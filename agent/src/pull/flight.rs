@@ -1,7 +1,7 @@
 //! One pull per digest per node: finds the one in progress or begins it, and lets any number of clients read from it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub(super) struct Flight {
     pub(super) readers_changed: Notify,
     /// What comes from the registry at this moment.
     pub(super) arriving: Arriving,
+    /// Whether a client was given some of that: no other answer can be given to it any more.
+    pub(super) given: AtomicBool,
     /// For how many clients it is fetched ahead of their asking.
     pub(super) ahead: AtomicUsize,
     pub(super) events: mpsc::Sender<Event>,
@@ -201,6 +203,7 @@ impl Flights {
             readers: Mutex::default(),
             readers_changed: Notify::new(),
             arriving: Arriving::default(),
+            given: AtomicBool::new(false),
             ahead: AtomicUsize::new(0),
             events,
             failed: failure,
@@ -386,6 +389,7 @@ impl Reading {
                 bytes => return Ok(bytes?),
             },
             bytes = flight.arriving.after(next, at - flight.blob.geometry().offset(next)), if arrives => {
+                flight.given.store(true, Ordering::Release);
                 return Ok(Some(self.reader.run_ahead(bytes)));
             }
             ended = verdict(failed.clone()) => ended,

@@ -54,7 +54,8 @@ const STALLED_PATIENCE: Duration = Duration::from_secs(60);
 /// from, leaves its clients to the registry (D11): they get its own answer, before any headers of the agent's were sent.
 const TROUBLES_MAX: u32 = 3;
 
-/// With neighbours, who may have the blob even if the registry has trouble, such a pull waits for them.
+/// With neighbours, who may have the blob even if the registry has trouble, such a pull waits for them; so does one that has given
+/// a client the beginning of a piece, and can give it no other answer.
 const TROUBLED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A registry that wants to be left alone for no longer than this is waited for; so long a client gets no byte.
@@ -304,7 +305,7 @@ impl Driver {
         if self.core.is_complete() {
             return None;
         }
-        let hopeless = held == 0 && self.sessions.is_empty();
+        let hopeless = held == 0 && self.sessions.is_empty() && !self.flight.given.load(Ordering::Acquire);
         if self.core.origin_refused() && (hopeless || stalled >= REFUSED_PATIENCE) {
             return Some(Err(PullError::Refused));
         }
