@@ -68,7 +68,8 @@ const UDP_PAYLOAD_BYTES_GSO: u16 = 6550;
 /// Packets between two acknowledgements that a receiver is asked for. The default, every second one, costs both ends
 /// CPU time that a path without long queues does not repay.
 const ACK_EVERY: u32 = 10;
-/// Longest wait before an acknowledgement that is not due by [`ACK_EVERY`], so that the end of a piece is not delayed.
+/// Longest wait before an acknowledgement that is not due by [`ACK_EVERY`]: what is said here are mostly single small messages, and
+/// their acknowledgements can go along with others. The end of a piece waits for none: its turn's stream ends with it.
 const ACK_DELAY: Duration = Duration::from_millis(40);
 /// Handshakes from unknown addresses beyond this many must first show that they can receive.
 pub(super) const HANDSHAKES_UNVALIDATED_MAX: usize = 32;
