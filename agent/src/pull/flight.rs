@@ -155,14 +155,18 @@ impl Flights {
             if !believed {
                 self.possession.check(upstream, &request.origin, &blob).await?;
             }
-            return Ok(Reading { reader: blob.reader(request.range), seat: None, _asked: asked }.stream());
+            let reader = blob.reader(request.range);
+            return Ok(Reading { reader, seat: None, as_it_comes: false, _asked: asked }.stream());
         }
         for _ in 0..JOIN_ATTEMPTS {
             let flight = self.join(&request, FLIGHTS_MAX).await?;
             let id = ReaderId(self.next_reader.fetch_add(1, Ordering::Relaxed));
             if flight.events.send(Event::Client(Box::new(request.origin.clone()), request.named)).await.is_ok() {
                 let reader = flight.blob.reader(request.range.clone());
-                let bytes = Reading { reader, seat: Some(Seat::take(flight, id)), _asked: asked }.stream();
+                // Of what is given only after its registry has shown some of it, whole pieces are given.
+                let reading =
+                    Reading { reader, seat: Some(Seat::take(flight, id)), as_it_comes: believed, _asked: asked };
+                let bytes = reading.stream();
                 if believed {
                     return Ok(bytes);
                 }
@@ -357,6 +361,8 @@ pub type BlobStream = BoxStream<'static, Result<Bytes, PullError>>;
 struct Reading {
     reader: Reader,
     seat: Option<Seat>,
+    /// Whether bytes from the registry are given before their piece is complete.
+    as_it_comes: bool,
     /// The client counts as asking until its response ends.
     _asked: Option<AskedSeat>,
 }
@@ -379,7 +385,7 @@ impl Reading {
         seat.waits_for(self.reader.position());
         let failed = seat.flight.failed.clone();
         let (flight, next, at) = (seat.flight.clone(), self.reader.position(), self.reader.offset());
-        let arrives = self.reader.may_run_ahead();
+        let arrives = self.as_it_comes && self.reader.may_run_ahead();
         let ended = tokio::select! {
             // What is stored is given even if the pull has failed meanwhile.
             biased;

@@ -122,10 +122,11 @@ async fn who_may_not_read_a_blob_gets_no_byte_of_it_in_a_thousand_attempts() {
     scene.stage.stop().await;
 }
 
-/// Row 93: agents obtain no tokens and share none. Each client asks for its own, once; the registry is asked by none of them
-/// whether it may have what its manifest lists; and the blob leaves the registry once.
+/// Row 93: agents obtain no tokens and keep none. Each client asks for its own, once, and those that ask in the same words at the
+/// same time are one question, of each of the two users at least one; the registry is asked by none of them whether it may have
+/// what its manifest lists; and the blob leaves the registry once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_pulls_cost_the_token_server_one_request_each() {
+async fn fifty_pulls_cost_the_token_server_one_request_each_at_most() {
     const PULLS: usize = 50;
     let scene = Scene::start(1).await;
     let name = "shared/both";
@@ -151,12 +152,14 @@ async fn fifty_pulls_cost_the_token_server_one_request_each() {
     };
     let before = scene.guarded.token_server().seen().len();
     join_all((0..PULLS).map(pull)).await;
-    assert_eq!(scene.guarded.token_server().seen().len() - before, PULLS);
+    let tokens = scene.guarded.token_server().seen().len() - before;
+    assert!((2..=PULLS).contains(&tokens), "{tokens}");
     let asked = scene.guarded.registry(Scheme::Bearer).seen();
     let count = |method: &str, kind: &str| {
         asked.iter().filter(|seen| seen.method == method && seen.path.contains(kind)).count()
     };
-    assert_eq!(count("GET", "/manifests/"), 2 * PULLS, "with the one that brings the challenge");
+    let manifests = count("GET", "/manifests/");
+    assert!((3..=2 * PULLS).contains(&manifests), "{manifests}, with those that bring the challenge");
     assert_eq!(count("HEAD", "/blobs/"), 0, "the manifest has said it");
     assert_eq!(metric(scene.stage.agent(0), "darter_registry_received_bytes_total").await, blob.bytes.len() as u64);
     scene.stage.stop().await;
