@@ -55,7 +55,7 @@ const GRACE: Duration = Duration::from_millis(150);
 
 /// The same after it stood still for [`STALLED`]: its connections are dead, and until it has met the others again it knows of
 /// nobody who has what its readers wait for.
-const GRACE_AFTER_STALL: Duration = Duration::from_secs(2);
+pub const GRACE_AFTER_STALL: Duration = Duration::from_secs(2);
 
 /// The shortest sleep, so that no mistake in a deadline becomes a busy loop.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);

@@ -1,6 +1,8 @@
 //! The tracker without a tracker server: every call goes to the member that is home of the task, over an authenticated
-//! stream, or to this node's own [`Home`] if that is it. `bridge` is what that home and others tell each other.
+//! stream, or to this node's own [`Home`] if that is it. `bridge` is what that home and others tell each other, `awake`
+//! whether this node is fit to judge them.
 
+mod awake;
 mod bridge;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use self::awake::Awake;
 use self::bridge::Bridge;
 use super::{Gossip, Roster};
 use crate::admin::metrics::Metrics;
@@ -77,6 +80,8 @@ struct HomeCall {
 #[derive(Clone, Debug)]
 pub struct HomeHandle {
     calls: mpsc::Sender<HomeCall>,
+    /// Its loop is this node's pulse.
+    awake: Arc<Awake>,
 }
 
 impl HomeHandle {
@@ -84,7 +89,9 @@ impl HomeHandle {
     #[must_use]
     pub fn start(home: Home, store: Arc<Store>, peers: Option<(Arc<Gossip>, Transport)>) -> (Self, JoinHandle<()>) {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
-        (Self { calls: sender }, tokio::spawn(run_home(home, store, peers, calls)))
+        let awake = Arc::new(Awake::new(Instant::now()));
+        let handle = Self { calls: sender, awake: Arc::clone(&awake) };
+        (handle, tokio::spawn(run_home(home, store, peers, calls, awake)))
     }
 
     /// Answers a call of `from`.
@@ -103,6 +110,7 @@ async fn run_home(
     store: Arc<Store>,
     peers: Option<(Arc<Gossip>, Transport)>,
     mut calls: mpsc::Receiver<HomeCall>,
+    awake: Arc<Awake>,
 ) {
     let (gossip, transport) = peers.unzip();
     let mut bridge =
@@ -156,6 +164,7 @@ async fn run_home(
                 received = feel_pulse(&mut home, transport.as_ref(), &received);
                 bridge.iter_mut().for_each(|bridge| bridge.tell(&mut home));
                 felt = Instant::now();
+                awake.feel(felt);
             }
             Some(roster) = roster_change(&mut roster) => {
                 home.set_cluster_size(roster.members.len() + 1);
@@ -387,6 +396,9 @@ impl GossipTracker {
 
     /// A member could not be reached, or was silent.
     pub fn member_failed(&self, node: NodeId) {
+        if self.home.awake.stood_still(Instant::now()) {
+            return;
+        }
         // Who has left, or never was a member, does not answer anybody.
         let others = match &self.peers {
             Some((_, roster)) if roster.borrow().members.contains_key(&node) => roster.borrow().members.len(),
@@ -400,6 +412,9 @@ impl GossipTracker {
 
     /// A member did not answer a call; when that was made, so many packets had come from it.
     fn member_silent(&self, node: NodeId, before: u64) {
+        if self.home.awake.stood_still(Instant::now()) {
+            return;
+        }
         let received = Some(before).filter(|before| self.received(node) == *before);
         lock(&self.silent).insert(node, Silent { until: Instant::now() + SILENT_FOR, received });
         self.member_failed(node);
