@@ -39,6 +39,7 @@ use self::link::Link;
 use self::neighbour::Neighbour;
 use self::origin::Origin;
 use crate::home::STALLED;
+use crate::intake::Pace;
 use crate::patience::{PATIENCE_MAX, Patience};
 
 /// Pieces that arrived are told to the neighbours together if they come within this time: a message per piece would
@@ -56,6 +57,9 @@ const GRACE: Duration = Duration::from_millis(150);
 /// The same after it stood still for [`STALLED`]: its connections are dead, and until it has met the others again it knows of
 /// nobody who has what its readers wait for.
 pub const GRACE_AFTER_STALL: Duration = Duration::from_secs(2);
+
+/// A peer whose pieces take so many times as long as those of the fastest is slow.
+const SLOWER: u32 = 3;
 
 /// The shortest sleep, so that no mistake in a deadline becomes a busy loop.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
@@ -297,6 +301,16 @@ impl Task {
         } else {
             self.actions.push_back(Action::Decline { peer });
         }
+    }
+
+    /// How long the pieces of `peer` take, beside those of the fastest: a quarter of those that have given any.
+    #[must_use]
+    pub fn pace(&self, peer: NodeId) -> Pace {
+        let Some(takes) = self.neighbours.get(&peer).and_then(Neighbour::latency) else { return Pace::Usual };
+        let mut all: Vec<Duration> = self.neighbours.values().filter_map(Neighbour::latency).collect();
+        let quarter = all.len() / 4;
+        let (_, fast, _) = all.select_nth_unstable(quarter);
+        if takes > *fast * SLOWER { Pace::Slow } else { Pace::Usual }
     }
 
     /// Whether [`Self::handle_room`] is waited for.

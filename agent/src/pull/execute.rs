@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use darter_swarm::intake::Pace;
 use darter_swarm::task::{OriginFailure, RunId};
 use darter_swarm::wire::{Offer, SessionFrame};
 use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, TaskId};
@@ -33,7 +34,7 @@ pub(super) async fn ask(
     context: &Context,
     places: &Arc<Places>,
     (task, geometry): (TaskId, Geometry),
-    peer: Peer,
+    (peer, pace): (Peer, Pace),
     holds: u32,
 ) -> Event {
     let Some(transport) = &context.transport else {
@@ -41,7 +42,7 @@ pub(super) async fn ask(
     };
     match peer::turn(transport, peer, task, holds).await {
         // The largest piece that it can be.
-        Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes()).await),
+        Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes(), pace).await),
         Err(error) => Event::NoTurn(peer.id, error.kind()),
     }
 }

@@ -443,7 +443,7 @@ impl Pull {
             wake: Nanos::MAX,
             stall: 0,
             offer: None,
-            places: std::collections::BTreeSet::new(),
+            places: std::collections::BTreeMap::new(),
             advertised: None,
             advertise: false,
         }

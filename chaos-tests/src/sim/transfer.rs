@@ -1,6 +1,6 @@
 //! How pieces move: from peers, who serve a few at a time, and from the registry, which is read as fast as credit allows.
 
-use darter_swarm::intake::{HELD_FOR, Verdict};
+use darter_swarm::intake::{HELD_FOR, Held, Pace, Verdict};
 use darter_swarm::task::{OriginFailure, RunId};
 use darter_swarm::upload::{OFFER_MAX, Step, Ticket};
 use darter_tracker::{ErrorKind, PieceIndex};
@@ -69,9 +69,11 @@ impl World {
     pub(super) fn offered(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
         // The largest piece that it can be.
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
-        match self.nodes[node as usize].intake.offer((from, layer, ticket), bytes) {
-            Verdict::Take => self.turn(node, from, layer, ticket, true),
-            Verdict::Decline => self.turn(node, from, layer, ticket, false),
+        let peer = self.nodes[from as usize].id;
+        let pace = self.pull(node, layer).task.pace(peer);
+        match self.nodes[node as usize].intake.offer((from, layer, ticket), bytes, pace) {
+            Verdict::Take => self.turn(node, from, layer, ticket, Some(pace)),
+            Verdict::Decline => self.turn(node, from, layer, ticket, None),
             Verdict::Hold => {
                 self.after(HELD_FOR.as_nanos() as Nanos, Event::HeldLongEnough(node, from, layer, ticket));
             }
@@ -80,28 +82,30 @@ impl World {
 
     pub(super) fn held_long_enough(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
         if self.nodes[node as usize].intake.forget(&(from, layer, ticket)) {
-            self.turn(node, from, layer, ticket, false);
+            self.turn(node, from, layer, ticket, None);
         }
     }
 
     /// Uses a turn, if there is a place for what it brings, or leaves it to others.
-    fn turn(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket, room: bool) {
+    fn turn(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket, place: Option<Pace>) {
         let (peer, now) = (self.nodes[from as usize].id, self.instant());
         let pull = self.pull(node, layer);
-        pull.offer = Some(ticket);
-        pull.task.handle_turn(peer, room, now);
+        pull.offer = Some((ticket, place.unwrap_or_default()));
+        pull.task.handle_turn(peer, place.is_some(), now);
         self.settle(node, layer);
-        if self.pull(node, layer).offer.take().is_some() && room {
-            self.free_place(node, layer);
+        if let Some(pace) = self.pull(node, layer).offer.take().and(place) {
+            self.free_place(node, layer, pace);
         }
     }
 
     /// Gives a place to the next who waits for one.
-    fn free_place(&mut self, node: NodeNumber, layer: Layer) {
+    fn free_place(&mut self, node: NodeNumber, layer: Layer, pace: Pace) {
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
         let now = self.instant();
-        if let Some((from, layer, ticket)) = self.nodes[node as usize].intake.release(bytes) {
-            return self.turn(node, from, layer, ticket, true);
+        if let Some(Held { turn: (from, layer, ticket), pace, .. }) =
+            self.nodes[node as usize].intake.release(bytes, pace)
+        {
+            return self.turn(node, from, layer, ticket, Some(pace));
         }
         for layer in 0..self.layers.len() as Layer {
             if self.pull(node, layer).task.is_starved() {
@@ -112,18 +116,17 @@ impl World {
 
     /// Takes the turn that is being offered at this moment.
     pub(super) fn take(&mut self, node: NodeNumber, layer: Layer, peer: NodeNumber, piece: PieceIndex) {
-        if let Some(ticket) = self.pull(node, layer).offer.take() {
-            self.pull(node, layer).places.insert((peer, piece));
+        if let Some((ticket, pace)) = self.pull(node, layer).offer.take() {
+            self.pull(node, layer).places.insert((peer, piece), pace);
             self.send(TURN_BYTES, Event::Taken(peer, node, layer, ticket, piece));
         }
     }
 
     /// A piece that was taken has come from a peer, or never will: there is room for another.
     pub(super) fn leave_place(&mut self, node: NodeNumber, layer: Layer, peer: NodeNumber, piece: PieceIndex) {
-        if !self.pull(node, layer).places.remove(&(peer, piece)) {
-            return;
+        if let Some(pace) = self.pull(node, layer).places.remove(&(peer, piece)) {
+            self.free_place(node, layer, pace);
         }
-        self.free_place(node, layer);
     }
 
     pub(super) fn taken(

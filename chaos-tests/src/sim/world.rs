@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use darter_swarm::home::Home;
 use darter_swarm::home::swarm::TOLD;
-use darter_swarm::intake::Intake;
+use darter_swarm::intake::{Intake, Pace};
 use darter_swarm::rendezvous;
 use darter_swarm::task::{RunId, Task};
 use darter_swarm::upload::{Ticket, Uploads};
@@ -123,10 +123,10 @@ pub struct Pull {
     pub(super) wake: Nanos,
     /// The longest that the client has waited for a piece.
     pub stall: Nanos,
-    /// The turn that is being offered at this moment.
-    pub(super) offer: Option<Ticket>,
+    /// The turn that is being offered at this moment, and at which pace its piece will come.
+    pub(super) offer: Option<(Ticket, Pace)>,
     /// Places that are taken, by whom a piece is to come from.
-    pub(super) places: BTreeSet<(NodeNumber, PieceIndex)>,
+    pub(super) places: BTreeMap<(NodeNumber, PieceIndex), Pace>,
     pub(super) advertised: Option<u8>,
     pub(super) advertise: bool,
 }

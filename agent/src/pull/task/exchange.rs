@@ -75,8 +75,8 @@ impl Driver {
         };
         let (flights, holds) = (self.flights.clone(), self.core.have().count());
         let what = (*self.flight.blob.task(), self.core.geometry());
-        let job =
-            self.spawn(async move { execute::ask(&flights.context, &flights.places, what, address, holds).await });
+        let whom = (address, self.core.pace(peer));
+        let job = self.spawn(async move { execute::ask(&flights.context, &flights.places, what, whom, holds).await });
         self.asks.insert(peer, job);
     }
 

@@ -8,7 +8,7 @@ mod node;
 
 use super::*;
 use crate::home::Home;
-use crate::intake::{HELD_FOR, Intake, Verdict};
+use crate::intake::{HELD_FOR, Held, Intake, Pace, Verdict};
 use crate::upload::{OFFER_MAX, Step, Ticket, Uploads};
 use darter_tracker::{Digest, PieceSize, PullPieceRequest, RegisterRequest, ReportPieceRequest, Role};
 
@@ -102,9 +102,9 @@ pub(super) struct Node {
     uploading: BTreeMap<Ticket, (usize, Option<PieceIndex>)>,
     intake: Intake<(usize, Ticket)>,
     /// From whom which pieces are to come.
-    taken: BTreeSet<(usize, PieceIndex)>,
+    taken: BTreeMap<(usize, PieceIndex), Pace>,
     /// The turn that is being offered at this moment.
-    offer: Option<Ticket>,
+    offer: Option<(Ticket, Pace)>,
     /// When it last looked who is alive.
     felt: Instant,
     sessions: BTreeSet<usize>,
@@ -204,7 +204,7 @@ impl Net {
             bad: None,
             uploading: BTreeMap::new(),
             intake: Intake::default(),
-            taken: BTreeSet::new(),
+            taken: BTreeMap::new(),
             offer: None,
             felt: self.now,
             sessions: BTreeSet::new(),

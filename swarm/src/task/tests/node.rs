@@ -79,7 +79,7 @@ impl Net {
             }
             Event::Take(from, ticket, piece) if self.reaches(from, node) => self.take(node, from, ticket, piece),
             Event::HeldLongEnough(from, ticket) if self.nodes[node].intake.forget(&(from, ticket)) => {
-                self.use_turn(node, from, ticket, false);
+                self.use_turn(node, from, ticket, None);
             }
             Event::Lapse(ticket)
                 if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) =>
@@ -269,33 +269,35 @@ impl Net {
     }
 
     fn turn(&mut self, node: usize, from: usize, ticket: Ticket) {
-        match self.nodes[node].intake.offer((from, ticket), self.geometry.piece_size().bytes()) {
-            Verdict::Take => self.use_turn(node, from, ticket, true),
-            Verdict::Decline => self.use_turn(node, from, ticket, false),
+        let peer = self.nodes[from].id;
+        let pace = self.nodes[node].task.as_ref().map_or(Pace::Usual, |task| task.pace(peer));
+        match self.nodes[node].intake.offer((from, ticket), self.geometry.piece_size().bytes(), pace) {
+            Verdict::Take => self.use_turn(node, from, ticket, Some(pace)),
+            Verdict::Decline => self.use_turn(node, from, ticket, None),
             Verdict::Hold => self.push(HELD_FOR, node, Event::HeldLongEnough(from, ticket)),
         }
     }
 
-    fn use_turn(&mut self, node: usize, from: usize, ticket: Ticket, room: bool) {
+    fn use_turn(&mut self, node: usize, from: usize, ticket: Ticket, place: Option<Pace>) {
         let (peer, now) = (self.nodes[from].id, self.now);
-        self.nodes[node].offer = Some(ticket);
-        self.with(node, |task| task.handle_turn(peer, room, now));
+        self.nodes[node].offer = Some((ticket, place.unwrap_or_default()));
+        self.with(node, |task| task.handle_turn(peer, place.is_some(), now));
         self.drain(node);
-        if self.nodes[node].offer.take().is_some() && room {
-            self.free_place(node);
+        if let Some(pace) = self.nodes[node].offer.take().and(place) {
+            self.free_place(node, pace);
         }
     }
 
     fn leave_place(&mut self, node: usize, peer: usize, piece: PieceIndex) {
-        if self.nodes[node].taken.remove(&(peer, piece)) {
-            self.free_place(node);
+        if let Some(pace) = self.nodes[node].taken.remove(&(peer, piece)) {
+            self.free_place(node, pace);
         }
     }
 
-    fn free_place(&mut self, node: usize) {
+    fn free_place(&mut self, node: usize, pace: Pace) {
         let now = self.now;
-        match self.nodes[node].intake.release(self.geometry.piece_size().bytes()) {
-            Some((from, ticket)) => self.use_turn(node, from, ticket, true),
+        match self.nodes[node].intake.release(self.geometry.piece_size().bytes(), pace) {
+            Some(Held { turn: (from, ticket), pace, .. }) => self.use_turn(node, from, ticket, Some(pace)),
             None => self.with(node, |task| task.handle_room(now)),
         }
     }
@@ -411,8 +413,8 @@ impl Net {
             Action::Decline { peer } => self.push(WIRE, self.index(peer), Event::Decline(node)),
             Action::Take { peer, piece } => {
                 let to = self.index(peer);
-                if let Some(ticket) = self.nodes[node].offer.take() {
-                    self.nodes[node].taken.insert((to, piece));
+                if let Some((ticket, pace)) = self.nodes[node].offer.take() {
+                    self.nodes[node].taken.insert((to, piece), pace);
                     self.push(WIRE, to, Event::Take(node, ticket, piece));
                 }
             }
