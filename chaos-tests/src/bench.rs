@@ -17,6 +17,7 @@ pub mod course;
 pub mod play;
 
 pub mod join;
+pub mod memory;
 pub mod torrent;
 pub mod tracker;
 

@@ -14,6 +14,7 @@ use super::args::{Mode, Settings};
 use super::contestants::{Contestant, Team};
 use super::course::{Choices, Course, SLOW_DIVISOR, seconds_between};
 use super::figures::{Links, Measured, Since, Times, rounded};
+use super::memory;
 use crate::lab::agent::Metrics;
 use crate::lab::client::{Pulled, wait_until};
 use crate::lab::cpu::{Tree, peak_memory_bytes, times_of};
@@ -67,6 +68,7 @@ pub async fn play(world: &mut World, settings: &Settings, entrant: &Entrant, run
     course.shape(settings, &slow).await?;
     let mut choices = Choices::new(settings.seed, run);
     let (bytes, links) = (stage.wanted_bytes(&course)?, links(settings, &nodes, &slow));
+    memory::touch(bytes.saturating_mul(nodes.len() as u64)).await?;
 
     let before = course.count().await?;
     let agents_before = stage.metrics().await?;
