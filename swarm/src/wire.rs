@@ -171,3 +171,25 @@ pub enum PieceReply {
     /// for silence.
     Queued,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/wire.md has these bytes; a member of an earlier version finds a variant that it does not know.
+    #[test]
+    fn what_was_added_stands_at_the_end() {
+        let (tag, accepts) = (TagId::new("https://r:443", "a", "b"), Accepts::new(["c/d"]));
+        let bytes = |call: Call| {
+            let bytes = postcard::to_stdvec(&call).unwrap();
+            assert_eq!(postcard::from_bytes::<Call>(&bytes), Ok(call));
+            bytes
+        };
+        let ask = bytes(Call::AskTag { tag, accepts, fresh: Duration::new(5, 7) });
+        assert_eq!(ask, [&[6], &tag.as_bytes()[..], accepts.as_bytes(), &[5, 7]].concat());
+        let forget = bytes(Call::TellTag { tag, news: TagNews::Forget });
+        assert_eq!(forget, [&[7], &tag.as_bytes()[..], &[2]].concat());
+        assert_eq!(postcard::to_stdvec(&Reply::Tag(TagAnswer::Ask)), Ok(vec![6, 1]));
+        assert!(postcard::from_bytes::<Call>(&[&[8], &ask[1..]].concat()).is_err());
+    }
+}
