@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, Readiness};
 use crate::config::Config;
+use crate::gossip::tracker::tags::TagHomes;
 use crate::gossip::tracker::{GossipTracker, HomeHandle};
 use crate::gossip::{Gossip, LEAVE_TIMEOUT, Roster, Settings as GossipSettings};
 use crate::net::{CLOSE_MAX, Transport};
@@ -180,14 +181,10 @@ async fn start(config: &Config, passed: Option<std::net::TcpListener>) -> anyhow
 
     let (front, back) = (CancellationToken::new(), CancellationToken::new());
     let (fronts, backs) = (TaskTracker::new(), TaskTracker::new());
-    let proxy = Arc::new(Proxy::new(
-        &wiring::proxy(config)?,
-        upstream,
-        authorizer,
-        Arc::new(seams::Pulls(flights.clone())),
-        metrics.clone(),
-    )?);
-    fronts.spawn(proxy.serve(proxy_listener, front.clone()));
+    let pulls = Arc::new(seams::Pulls(flights.clone()));
+    let proxy = Proxy::new(&wiring::proxy(config)?, upstream, authorizer, pulls, metrics.clone())?
+        .with_tags(wiring::tag_ttls(config)?, Arc::new(TagHomes::new(tracker.clone())));
+    fronts.spawn(Arc::new(proxy).serve(proxy_listener, front.clone()));
     let readiness = Readiness::default();
     let admin = Admin {
         metrics: metrics.clone(),

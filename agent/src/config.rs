@@ -26,6 +26,7 @@ pub mod types;
 use std::collections::BTreeMap;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use darter_discovery::Source;
 use darter_swarm::identity::{ClusterKeys, KeyError};
@@ -76,6 +77,8 @@ pub struct Config {
     pub registries: BTreeMap<HostPort, Registry>,
     /// Who is served while a registry is down.
     pub when_registry_down: WhenRegistryDown,
+    /// How long a registry's answer for a tag may be used again; zero: every tag is asked for.
+    pub tag_ttl: Duration,
     /// How blobs are cut.
     pub piece_size: PieceSizeRule,
     /// When bytes may leave for a client.

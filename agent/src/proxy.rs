@@ -2,7 +2,8 @@
 //!
 //! A request goes down this list. `listener` takes the connection; `connect` tunnels, or [`hijack`] ends the TLS
 //! inside; [`mirror`] finds out which registry a bare path means; [`rules`] and `route` decide whether it is a blob
-//! that the swarm may deliver; then `blob` delivers it, or `pass` hands it to the registry untouched. `respond`
+//! that the swarm may deliver; then `blob` delivers it, or `pass` hands it to the registry untouched. What a tag means [`tags`]
+//! may know. `respond`
 //! turns whatever goes wrong into HTTP.
 //!
 //! [`seam`] is what is needed of others: registries, the judgement on who may read what, and the blobs themselves. No
@@ -13,6 +14,7 @@ pub mod authorize;
 pub mod manifest;
 pub mod rules;
 pub mod seam;
+pub mod tags;
 
 pub mod body;
 pub mod hijack;
@@ -35,6 +37,7 @@ mod tests;
 use std::sync::Arc;
 
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::Scheme;
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::{Body as _, Incoming};
@@ -51,7 +54,8 @@ use pass::Answered;
 use respond::Refusal;
 use route::Route;
 use rules::{Decision, RuleError, RuleSettings, Rules};
-use seam::{Authorize, Blobs, Origin, Repository};
+use seam::{Authorize, Blobs, Origin, Repository, TagHomes};
+use tags::{TagTtls, Tags};
 use tls::{Identity, PemPair, TlsError};
 
 /// What the proxy does, apart from the address that it listens on.
@@ -101,6 +105,8 @@ pub struct Proxy<O, A, B> {
     authorize: Arc<A>,
     blobs: Arc<B>,
     joins: Joins<Answered>,
+    /// None: the registry is asked for every tag.
+    tags: Option<Tags>,
     metrics: Arc<Metrics>,
 }
 
@@ -133,7 +139,14 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         let hijack = hijack.map(Hijack::new).transpose()?;
         let streams = Arc::new(Semaphore::new(listener::CONNECTIONS_MAX));
         let joins = Joins::default();
-        Ok(Self { tls, mirror, rules, hijack, named, streams, origin, authorize, blobs, joins, metrics })
+        Ok(Self { tls, mirror, rules, hijack, named, streams, origin, authorize, blobs, joins, tags: None, metrics })
+    }
+
+    /// Lets answers for tags serve more than one client, for as long as `ttls` say.
+    #[must_use]
+    pub fn with_tags(self, ttls: TagTtls, homes: Arc<dyn TagHomes>) -> Self {
+        let tags = (!ttls.is_zero()).then(|| Tags::new(ttls, homes));
+        Self { tags, ..self }
     }
 
     /// Answers one request, whatever happens.
@@ -151,6 +164,12 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         }
         let asked = self.asked(&request, arrival)?;
         let decision = self.decide(request.method(), &asked);
+        // Rules are about GETs; what a GET would be told, a HEAD may be told.
+        let tags = self.tags.as_ref().filter(|_| match *request.method() {
+            Method::GET => decision.swarm,
+            Method::HEAD => self.decide(&Method::GET, &asked).swarm,
+            _ => false,
+        });
         let url = decision.rewrite(asked.url).map_err(|_| Refusal::Malformed("the URL cannot be rewritten"))?;
         let registry = self.reachable(&url, arrival)?;
         let bare = request.body().is_end_stream();
@@ -166,7 +185,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
                 self.deliver_manifest(head, Repository { registry, name }, digest).await
             }
             Route::Manifest { name, .. } if reads && bare && head.uri.query().is_none() => {
-                self.pass_manifest(head, &Repository { registry, name }, |_| {}).await
+                self.manifest_by_name(head, Repository { registry, name }, tags).await
             }
             Route::Other if bare && pass::is_token_request(&head) => self.pass_token(head).await,
             Route::Blob { name, digest } | Route::Manifest { name, digest: Some(digest) }
@@ -177,8 +196,45 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
                 self.authorize.forget(&Repository { registry, name }, &digest);
                 answer
             }
+            Route::Manifest { name, digest: None } if head.method == Method::PUT || head.method == Method::DELETE => {
+                self.change_tag(head, body, Repository { registry, name }).await
+            }
             _ => self.pass(upstream_request(head, body)).await,
         }
+    }
+
+    async fn manifest_by_name(
+        &self,
+        head: Parts,
+        repository: Repository,
+        tags: Option<&Tags>,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        let asked = tags.zip(route::tag(head.uri.path()));
+        let question = asked.and_then(|(tags, tag)| Some((tags, tags.question(&head, &repository, tag)?)));
+        match question {
+            Some((tags, question)) => self.deliver_tag(tags, head, repository, question).await,
+            None => self.pass_manifest(head, &repository, |_| {}).await,
+        }
+    }
+
+    /// Passes on what gives a tag another meaning, or none.
+    async fn change_tag(
+        &self,
+        head: Parts,
+        body: Incoming,
+        repository: Repository,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        let tag = route::tag(head.uri.path()).map(str::to_owned);
+        let known = self.tags.as_ref().zip(tag);
+        // Before, since nobody may be there any more afterwards; and whatever became of it.
+        if let Some((tags, tag)) = &known {
+            tags.forget(&repository, tag).await;
+        }
+        let answer = self.pass(upstream_request(head, body)).await;
+        if let Some((tags, tag)) = &known {
+            tags.forget(&repository, tag).await;
+        }
+        answer
     }
 
     /// The URL that a request means, absolute and with the host that the agent is to talk to.
@@ -261,6 +317,6 @@ fn inside_tunnel(request: &Request<Incoming>, tunnel: &HostPort) -> Result<Uri, 
 }
 
 /// A client's request on its way to where its URL says.
-fn upstream_request(head: http::request::Parts, body: Incoming) -> Request<ClientBody> {
+fn upstream_request(head: Parts, body: Incoming) -> Request<ClientBody> {
     Request::from_parts(head, body::sent(body))
 }

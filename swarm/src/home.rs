@@ -28,6 +28,7 @@ use rand::{RngExt as _, SeedableRng};
 
 use self::introductions::Zone;
 use self::swarm::{NEWS, Swarm};
+use crate::tags::Tags;
 use crate::wire::HomeNews;
 
 /// Tasks that one home keeps; at the bound the one unused longest is forgotten (its members register again). 4096
@@ -53,6 +54,7 @@ pub struct Home {
     /// Members that stand in a zone.
     zones: BTreeMap<NodeId, Zone>,
     tasks: BTreeMap<TaskId, Swarm>,
+    tags: Tags,
     next_lease: u64,
     /// When other homes are to be thought of; `None` is at once.
     news_at: Option<Instant>,
@@ -69,6 +71,7 @@ impl Home {
             cluster_size: 1,
             zones: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            tags: Tags::default(),
             next_lease: seed & (u64::MAX >> 1),
             news_at: None,
             rng: StdRng::seed_from_u64(seed),
@@ -253,6 +256,11 @@ impl Home {
     #[must_use]
     pub fn knows(&self, task: &TaskId) -> bool {
         self.tasks.contains_key(task)
+    }
+
+    /// What tags mean that this member is home for.
+    pub fn tags(&mut self) -> &mut Tags {
+        &mut self.tags
     }
 
     /// How many tasks are kept.

@@ -1,7 +1,9 @@
 //! What peers say to each other on a stream. Each stream begins with [`Open`]; what follows depends on it.
 //!
-//! A request names a digest and pieces, nothing else: no URL, no path, no address (S2, S11). Encoded with postcard;
+//! A request names a digest and pieces, or a tag by its hash, nothing else: no URL, no path, no address (S2, S11). Encoded with postcard;
 //! variants are only ever added at the end. docs/wire.md describes the bytes.
+
+use std::time::Duration;
 
 use darter_tracker::{
     Bitmap, ClientErrorRequest, Geometry, NodeId, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
@@ -9,6 +11,8 @@ use darter_tracker::{
     TaskId, TrackerError,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::tags::{Accepts, TagAnswer, TagId, TagNews};
 
 /// The first frame of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,22 @@ pub enum Call {
     ReportError(ClientErrorRequest),
     /// What another home of the task knows, which tells what it knows itself.
     Compare(HomeNews),
+    /// What a tag means, to one of its homes.
+    AskTag {
+        /// The tag.
+        tag: TagId,
+        /// What the asker's client accepts.
+        accepts: Accepts,
+        /// An answer that is as old or older is of no use.
+        fresh: Duration,
+    },
+    /// What the caller has learnt of a tag.
+    TellTag {
+        /// The tag.
+        tag: TagId,
+        /// What.
+        news: TagNews,
+    },
 }
 
 /// The home's answer to a [`Call`].
@@ -63,12 +83,14 @@ pub enum Reply {
     Pulled(PullPieceResponse),
     /// To `ReportPiece`.
     Reported(ReportPieceResponse),
-    /// To `ServiceDown` and `ReportError`.
+    /// To `ServiceDown`, `ReportError` and `TellTag`.
     Done,
     /// To any: it failed.
     Failed(TrackerError),
     /// To `Compare`; nothing where nobody has come to the answering member with this task.
     Compared(Option<HomeNews>),
+    /// To `AskTag`.
+    Tag(TagAnswer),
 }
 
 /// What one home of a task tells another, where members disagree about who is home.
@@ -148,4 +170,26 @@ pub enum PieceReply {
     /// It is not the asker's turn yet. Said now and then until another answer follows, so that waiting in line is not taken
     /// for silence.
     Queued,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/wire.md has these bytes; a member of an earlier version finds a variant that it does not know.
+    #[test]
+    fn what_was_added_stands_at_the_end() {
+        let (tag, accepts) = (TagId::new("https://r:443", "a", "b"), Accepts::new(["c/d"]));
+        let bytes = |call: Call| {
+            let bytes = postcard::to_stdvec(&call).unwrap();
+            assert_eq!(postcard::from_bytes::<Call>(&bytes), Ok(call));
+            bytes
+        };
+        let ask = bytes(Call::AskTag { tag, accepts, fresh: Duration::new(5, 7) });
+        assert_eq!(ask, [&[6], &tag.as_bytes()[..], accepts.as_bytes(), &[5, 7]].concat());
+        let forget = bytes(Call::TellTag { tag, news: TagNews::Forget });
+        assert_eq!(forget, [&[7], &tag.as_bytes()[..], &[2]].concat());
+        assert_eq!(postcard::to_stdvec(&Reply::Tag(TagAnswer::Ask)), Ok(vec![6, 1]));
+        assert!(postcard::from_bytes::<Call>(&[&[8], &ask[1..]].concat()).is_err());
+    }
 }

@@ -187,6 +187,8 @@ pub struct Metrics {
     pub gossip_events_dropped: Counter<u64, AtomicU64>,
     /// Peers refused at the handshake.
     pub peers_refused: Counter<u64, AtomicU64>,
+    /// Times that the cluster knew what a tag means, so that the registry was not asked.
+    pub tags_known: Counter<u64, AtomicU64>,
     /// Requests that the agent refused a client, such as malformed digests or forbidden hosts.
     pub client_refusals: Counter<u64, AtomicU64>,
 }
@@ -333,6 +335,7 @@ impl Metrics {
             self.gossip_events_dropped.clone(),
         );
         registry.register("peers_refused", "Peers refused at the handshake", self.peers_refused.clone());
+        registry.register("tags_known", "Times that the cluster knew what a tag means", self.tags_known.clone());
         registry.register("client_refusals", "Client requests that the agent refused", self.client_refusals.clone());
         let build =
             [("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH), ("os", std::env::consts::OS)];

@@ -1,15 +1,20 @@
-//! Plugs the real parts into what the proxy needs: registries, the judgement on who may read what, blobs.
+//! Plugs the real parts into what the proxy needs: registries, the judgement on who may read what, blobs, what tags mean.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use darter_tracker::{Digest, TaskId};
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
+use crate::gossip::tracker::tags::TagHomes;
 use crate::proxy::authorize::{self, Authorizer, Repository};
 use crate::proxy::body::ClientBody;
-use crate::proxy::seam::{Authorize, Blobs, Descriptor, Fault, Origin, Verdict};
+use crate::proxy::seam::{
+    self, Accepts, Authorize, Blobs, Descriptor, Fault, Meaning, Origin, TagId, TagNews, Verdict,
+};
 use crate::pull::{BlobRequest, BlobStream, Client, Flights, PullError};
 use crate::source::registry::{BlobOrigin, OriginError, ProxyBody, Upstream, UpstreamError};
 
@@ -79,6 +84,16 @@ impl Authorize for Authorizer {
 
 fn is_forbidden(error: &OriginError) -> bool {
     matches!(error, OriginError::Unreachable(error) if error.is_refused())
+}
+
+impl seam::TagHomes for TagHomes {
+    fn ask(&self, tag: TagId, accepts: Accepts, fresh: Duration) -> BoxFuture<'_, Option<(Meaning, Duration)>> {
+        Box::pin(Self::ask(self, tag, accepts, fresh))
+    }
+
+    fn tell(&self, tag: TagId, news: TagNews) -> BoxFuture<'_, ()> {
+        Box::pin(Self::tell(self, tag, news))
+    }
 }
 
 /// The pulls of this node, as the proxy sees them.

@@ -66,6 +66,23 @@ pub fn when_down(config: &Config) -> proxy::authorize::WhenRegistryDown {
     }
 }
 
+/// How long answers for tags may be used again.
+///
+/// # Errors
+/// If the proxy reads a host otherwise than the configuration does.
+pub fn tag_ttls(config: &Config) -> anyhow::Result<proxy::tags::TagTtls> {
+    let mut named: Vec<_> =
+        config.registries.iter().filter_map(|(host, registry)| Some((host, registry.tag_ttl?))).collect();
+    // Who names a port means that one above all.
+    named.sort_by_key(|(host, _)| host.port.is_none());
+    let pattern = |(host, ttl): (&config::HostPort, _)| {
+        let host = host.to_string();
+        anyhow::Ok((host.parse().with_context(|| host.clone())?, ttl))
+    };
+    let registries = named.into_iter().map(pattern).collect::<anyhow::Result<_>>()?;
+    Ok(proxy::tags::TagTtls { default: config.tag_ttl, registries })
+}
+
 /// The number of the zone that this node stands in; 0 is none. Labels are hashed: members only compare them, and two of
 /// some hundred sharing a number merely makes them look near.
 #[must_use]

@@ -65,6 +65,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let hijack = hijack(reader, &mut warnings);
     let registries = registries(reader);
     let when_registry_down = reader.value("when_registry_down", scalar::when_registry_down);
+    let tag_ttl = reader.value("tag_ttl", scalar::tag_ttl);
     let piece_size = reader.value("piece_size", scalar::piece_size);
     let verify = reader.value("verify", scalar::verify);
     if !reader.problems.is_empty() {
@@ -86,6 +87,7 @@ pub(super) fn config(reader: &mut Reader<'_>) -> Option<Config> {
         hijack: hijack?,
         registries: registries?,
         when_registry_down: when_registry_down?,
+        tag_ttl: tag_ttl?,
         piece_size: piece_size?,
         verify: verify?,
         warnings,
@@ -272,9 +274,10 @@ fn registries(reader: &mut Reader<'_>) -> Option<BTreeMap<HostPort, Registry>> {
 }
 
 fn registry<'a>(reader: &mut Reader<'a>, node: &'a Node, path: &str) -> Option<Registry> {
-    let map = reader.map(node, path, &["insecure_http", "ca_file"])?;
+    let map = reader.map(node, path, &["insecure_http", "ca_file", "tag_ttl"])?;
     let insecure_http = reader.field(map, path, "insecure_http", scalar::boolean);
     let ca_file = reader.field(map, path, "ca_file", scalar::file);
+    let tag_ttl = reader.field(map, path, "tag_ttl", scalar::tag_ttl);
     let path = join(path, "ca_file");
     let place = map.get("ca_file").map_or(Place::Whole, |entry| entry.node.place.clone());
     if let Some(Some(file)) = &ca_file {
@@ -285,7 +288,7 @@ fn registry<'a>(reader: &mut Reader<'a>, node: &'a Node, path: &str) -> Option<R
             reader.problem_at(&place, path, "of no use with insecure_http: true, which speaks no TLS");
         }
     }
-    Some(Registry { insecure_http: insecure_http?.unwrap_or(false), ca_file: ca_file? })
+    Some(Registry { insecure_http: insecure_http?.unwrap_or(false), ca_file: ca_file?, tag_ttl: tag_ttl? })
 }
 
 /// A scalar of a type that parses itself.

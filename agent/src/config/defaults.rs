@@ -190,7 +190,7 @@ pub(super) const KEYS: &[Key] = &[
         "How single registries are spoken to, by host or host:port. {}: over HTTPS, trusting what the system trusts.",
         &[
             "\"10.77.0.1:5000\": {insecure_http: true, ca_file: null}",
-            "registry.example.org: {ca_file: /etc/darter/corp-ca.crt}",
+            "registry.example.org: {ca_file: /etc/darter/corp-ca.crt, tag_ttl: 5m}",
         ],
     ),
     scalar(
@@ -198,6 +198,14 @@ pub(super) const KEYS: &[Key] = &[
         "seen",
         "seen | allow | deny. Who gets a cached blob while its registry cannot be asked. seen: whom it has let in \
          before, with this credential, to this repository; that keeps restarts going and lets nobody new in.",
+    ),
+    scalar(
+        "tag_ttl",
+        "0s",
+        "How long the cluster may use a registry's answer for a tag again, 24h at most: a tag is asked for once per \
+         cluster in that time, and is served while the registry is down. Images pushed past the agents are seen so \
+         much later, and the other members are believed what a tag means; each client still needs the registry's yes \
+         for the manifest. 0s: every tag is asked for.",
     ),
     scalar(
         "piece_size",

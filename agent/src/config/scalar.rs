@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use darter_swarm::tags::TTL_MAX;
 use darter_tracker::{PieceSizeRule, Role};
 use regex::Regex;
 
@@ -99,6 +100,15 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         rest = after;
     }
     if text.is_empty() { Err(wrong()) } else { Ok(Duration::from_millis(total)) }
+}
+
+/// How long an answer for a tag may be used again.
+pub(super) fn tag_ttl(text: &str) -> Parsed<Duration> {
+    let ttl = duration(text)?;
+    match ttl <= TTL_MAX {
+        true => Ok(ttl),
+        false => Err(format!("'{text}' is longer than 24h, after which no answer for a tag is used")),
+    }
 }
 
 /// An address to listen at.

@@ -112,6 +112,9 @@ fn wrong_kinds_are_found() {
         ("node: {role: leader}", "1:14: node.role", "not one of: node, seed"),
         ("node: {cluster: \"a b\"}", "1:17: node.cluster", "not a name"),
         ("verify: later", "1:9: verify", "not one of: streaming, before_stream"),
+        ("tag_ttl: 5", "1:10: tag_ttl", "not a duration"),
+        ("tag_ttl: 24h1ms", "1:10: tag_ttl", "longer than 24h"),
+        ("registries: {a: {tag_ttl: 2d}}", "1:27: registries.a.tag_ttl", "longer than 24h"),
         ("when_registry_down: panic", "1:21: when_registry_down", "seen, allow, deny"),
     ] {
         let lines = wrong(text);

@@ -189,6 +189,8 @@ pub struct Registry {
     pub insecure_http: bool,
     /// PEM certificates that are trusted for this registry beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// How long its answers for tags may be used again; `None`: as for all others.
+    pub tag_ttl: Option<Duration>,
 }
 
 /// Who is served from the cache while a registry cannot be asked whether he may have it.

@@ -1,9 +1,10 @@
 //! The tracker without a tracker server: every call goes to the member that is home of the task, over an authenticated
 //! stream, or to this node's own [`Home`] if that is it. `bridge` is what that home and others tell each other, `awake`
-//! whether this node is fit to judge them.
+//! whether this node is fit to judge them; [`tags`] asks homes what tags mean.
 
 mod awake;
 mod bridge;
+pub mod tags;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -228,6 +229,11 @@ fn answer(home: &mut Home, knowledge: &mut Knowledge<'_>, from: NodeId, call: Ca
         }
         Call::ReportError(request) => home.report_error(from, &request, now).map(|()| Reply::Done),
         Call::Compare(news) => Ok(Reply::Compared(home.compare(from, news, now))),
+        Call::AskTag { tag, accepts, fresh } => Ok(Reply::Tag(home.tags().ask(from, tag, accepts, fresh, now))),
+        Call::TellTag { tag, news } => {
+            home.tags().tell(from, tag, news, now);
+            Ok(Reply::Done)
+        }
     };
     result.unwrap_or_else(Reply::Failed)
 }

@@ -45,7 +45,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     }
 
     /// The manifest out of the swarm; none where the registry has to answer.
-    async fn held_manifest(
+    pub(super) async fn held_manifest(
         &self,
         origin: &BlobOrigin,
         repository: &Repository,
@@ -106,6 +106,6 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
 }
 
 /// Whether the swarm can carry it: small, and of a known type or, while the registry is down, of one yet to be read.
-fn can_be_held(length: u64, headers: &HeaderMap) -> bool {
+pub(super) fn can_be_held(length: u64, headers: &HeaderMap) -> bool {
     length <= MANIFEST_BYTES_MAX as u64 && (!headers.contains_key(CONTENT_TYPE) || known_type(headers).is_some())
 }

@@ -10,7 +10,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use tokio::time::timeout;
 
-use super::seam::{Credential, strip_hop_by_hop};
+use super::seam::{Accepts, Credential, TagId, strip_hop_by_hop};
 
 /// How long somebody waits for the answer to another's request: longer than a registry takes that is well. After that he asks
 /// by himself, so that no slow reader or stalled answer keeps others.
@@ -39,6 +39,15 @@ impl Same {
         let mut hasher = started(b"bytes", head);
         for name in names {
             headers.get_all(name).iter().for_each(|value| add(&mut hasher, name, value));
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// Questions for what a tag means, whoever asks.
+    pub(super) fn tag(tag: &TagId, accepts: &Accepts) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in [b"tag", &tag.as_bytes()[..], accepts.as_bytes()] {
+            part_of(&mut hasher, part);
         }
         Self(*hasher.finalize().as_bytes())
     }

@@ -160,7 +160,13 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     }
 
     /// Notes what a registry said to this client of a manifest.
-    fn saw_manifest(&self, repository: &Repository, client: &HeaderMap, method: &Method, answer: &Response<Bytes>) {
+    pub(super) fn saw_manifest(
+        &self,
+        repository: &Repository,
+        client: &HeaderMap,
+        method: &Method,
+        answer: &Response<Bytes>,
+    ) {
         let Some(content_type) = manifest_type(answer) else { return };
         if *method == Method::HEAD {
             return self.authorize.saw_manifest_head(repository, client, answer.headers());

@@ -49,6 +49,12 @@ pub(super) fn route(path: &str) -> Route {
     }
 }
 
+/// The tag that a path is about, if it is about one.
+pub(super) fn tag(path: &str) -> Option<&str> {
+    let is_tag = matches!(route(path), Route::Manifest { digest: None, .. });
+    path.rsplit_once("/manifests/").map(|(_, tag)| tag).filter(|_| is_tag)
+}
+
 fn blob(name: &str, text: &str) -> Route {
     // An upload's status, or something that the registry would read differently.
     if text == "uploads" || text.contains(['/', '%']) {
@@ -149,10 +155,13 @@ mod tests {
         let good = format!("sha256:{}", "ab".repeat(32));
         for reference in ["latest", "v1.2-rc_3", &good] {
             let expected = Route::Manifest { name: "a/b".into(), digest: reference.parse().ok() };
-            assert_eq!(route(&format!("/v2/a/b/manifests/{reference}")), expected);
+            let path = format!("/v2/a/b/manifests/{reference}");
+            assert_eq!(route(&path), expected);
+            assert_eq!(tag(&path), (reference != good).then_some(reference));
         }
         for reference in ["", ".x", "a/b", "sha256:ab", "a%2fb"] {
-            assert_eq!(route(&format!("/v2/a/b/manifests/{reference}")), Route::Other, "{reference}");
+            let path = format!("/v2/a/b/manifests/{reference}");
+            assert_eq!((route(&path), tag(&path)), (Route::Other, None), "{reference}");
         }
     }
 

@@ -1,11 +1,15 @@
-//! What the proxy needs of others, and no more: registries, a judgement on who may read what, and blobs.
+//! What the proxy needs of others, and no more: registries, a judgement on who may read what, blobs, and what tags mean.
 //!
 //! Not here: how any of it is done. The agent wires in the registry client, the authorizer and the pulls; tests wire
 //! in stubs and small servers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+pub use darter_swarm::tags::{Accepts, ManifestType, Meaning, TagId, TagNews, Tags as HeldTags};
 use darter_tracker::Digest;
 use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
@@ -100,6 +104,16 @@ pub enum Verdict {
     PassThrough,
     /// It could not be asked, and what is known of the client is not enough.
     Unavailable(BoxError),
+}
+
+/// The members that keep for the cluster what tags mean.
+pub trait TagHomes: Send + Sync + 'static {
+    /// What a tag means and how old the answer is, which is less than `fresh`. None within a short time if they do not know, or do
+    /// not answer: then the registry is to be asked, and they are to be told.
+    fn ask(&self, tag: TagId, accepts: Accepts, fresh: Duration) -> BoxFuture<'_, Option<(Meaning, Duration)>>;
+
+    /// Tells them what has been learnt of a tag. Lost if they do not answer.
+    fn tell(&self, tag: TagId, news: TagNews) -> BoxFuture<'_, ()>;
 }
 
 /// Blobs, from wherever they come.

@@ -8,4 +8,5 @@ mod http2;
 mod requests;
 mod revoked;
 mod support;
+mod tags;
 mod tunnels;

@@ -43,6 +43,7 @@ mod rights;
 mod seed;
 mod shapes;
 mod stop;
+mod tags;
 mod tracker;
 mod transport;
 mod unruly;

@@ -15,6 +15,7 @@ use darter_agent::net::{Incoming, Mode, NetError, Peer, Transport};
 use darter_agent::store::{self, Store};
 use darter_swarm::home::Home;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
+use darter_swarm::tags::TagId;
 use darter_swarm::wire::{Call, Offer, Open, PieceReply, Reply, SessionFrame, TurnReply};
 use darter_tracker::{
     Added, Bitmap, Geometry, NodeId, PieceDigest, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
@@ -102,6 +103,11 @@ impl Member {
     pub(crate) async fn sees_leave(&self, id: NodeId) {
         let mut roster = self.gossip.roster();
         roster.wait_for(|roster| !roster.members.contains_key(&id)).await.unwrap();
+    }
+
+    /// Whether it is the home of a tag.
+    pub(crate) fn is_home(&self, tag: TagId) -> bool {
+        self.tracker.homes(&tag.task()).first() == Some(&self.id)
     }
 
     /// Tells the home of a task that it is here: all of it, or nothing.

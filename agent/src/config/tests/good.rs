@@ -132,8 +132,9 @@ rules:
 hijack:    {{cert: {cert}, key: {key}, hosts: ["registry.example.org"]}}
 registries:
   "10.77.0.1:5000": {{insecure_http: true, ca_file: null}}
-  Registry.example.org: {{ca_file: {cert}}}
+  Registry.example.org: {{ca_file: {cert}, tag_ttl: 1h}}
 when_registry_down: deny
+tag_ttl: 24h
 piece_size: 1MiB
 verify: before_stream
 "#
@@ -162,13 +163,17 @@ verify: before_stream
     assert!(config.rules[0].regex.is_match("https://a/v2/b/blobs/sha256:0"));
     assert!(config.rules[1].use_https && config.rules[1].redirect.as_ref().unwrap().to_string() == "b:5000");
     assert!(config.rules[2].direct && !config.rules[2].use_https);
-    let identity = config.hijack.identity.unwrap();
+    let identity = config.hijack.identity.as_ref().unwrap();
     assert_eq!((identity.chain.len(), identity.cert_file.to_str().unwrap()), (1, cert.as_str()));
     assert!(config.hijack.hosts[0].matches("registry.example.org", 443));
     let plain = &config.registries[&"10.77.0.1:5000".parse().unwrap()];
-    assert_eq!(*plain, Registry { insecure_http: true, ca_file: None });
+    assert_eq!(*plain, Registry { insecure_http: true, ca_file: None, tag_ttl: None });
     assert_eq!(config.registries[&"registry.example.org".parse().unwrap()].ca_file.as_deref(), Some(Path::new(&cert)));
     assert_eq!(config.when_registry_down, WhenRegistryDown::Deny);
+    assert_eq!(config.tag_ttl, Duration::from_secs(24 * 3600));
+    let ttls = wiring::tag_ttls(&config).unwrap();
+    assert_eq!((ttls.default, ttls.registries.len()), (config.tag_ttl, 1));
+    assert_eq!(ttls.registries[0].1, Duration::from_secs(3600));
     assert_eq!(config.piece_size.piece_size(1 << 30).bytes(), 1 << 20);
     assert_eq!(config.verify, Verify::BeforeStream);
 }
