@@ -114,10 +114,12 @@ impl Requests {
     /// Counts a request.
     fn count(&mut self, method: &str, uri: &str) {
         let path = uri.split('?').next().unwrap_or_default();
+        // aria2 escapes the colon.
+        let is_digest = |reference: &str| reference.contains(':') || reference.to_ascii_lowercase().contains("%3a");
         let asked = match path.rsplit_once('/').map(|(before, last)| (before.rsplit('/').next(), last)) {
-            Some((Some("manifests"), reference)) if reference.contains(':') => Some(&mut self.manifests),
+            Some((Some("manifests"), reference)) if is_digest(reference) => Some(&mut self.manifests),
             Some((Some("manifests"), _)) => Some(&mut self.tags),
-            Some((Some("blobs"), reference)) if reference.contains(':') => Some(&mut self.blobs),
+            Some((Some("blobs"), reference)) if is_digest(reference) => Some(&mut self.blobs),
             _ => None,
         };
         match (asked, method) {
@@ -273,7 +275,7 @@ mod tests {
         };
         let log = [
             line("GET", "/v2/a/blobs/sha256:00", 200, 10),
-            line("GET", "/v2/a/blobs/sha256:00", 206, 5),
+            line("GET", "/v2/a/blobs/sha256%3A00", 206, 5),
             line("HEAD", "/v2/a/blobs/sha256:00", 200, 0),
             r#"{"level":"warning","msg":"error authorizing context: basic authentication challenge"}"#.to_owned(),
             line("GET", "/v2/a/manifests/latest", 200, 700),
