@@ -2,9 +2,8 @@
 //!
 //! A request goes down this list. `listener` takes the connection; `connect` tunnels, or [`hijack`] ends the TLS
 //! inside; [`mirror`] finds out which registry a bare path means; [`rules`] and `route` decide whether it is a blob
-//! that the swarm may deliver; then `blob` delivers it, or `pass` hands it to the registry untouched. What a tag means [`tags`]
-//! may know. `respond`
-//! turns whatever goes wrong into HTTP.
+//! that the swarm may deliver; then `blob` delivers it, or `pass` hands it to the registry untouched. [`tags`]
+//! may know what a tag means. `respond` turns whatever goes wrong into HTTP.
 //!
 //! [`seam`] is what is needed of others: registries, the judgement on who may read what, and the blobs themselves. No
 //! registry client, no cache and no swarm here.

@@ -160,6 +160,7 @@ mod tests {
         assert_eq!(intake.release(1, Pace::Usual), None);
         assert_eq!(intake.offer(99, 1, Pace::Usual), Verdict::Take);
     }
+
     #[test]
     fn a_few_slow_pieces_take_no_place_from_others() {
         let mut intake = Intake::default();

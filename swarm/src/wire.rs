@@ -1,7 +1,7 @@
 //! What peers say to each other on a stream. Each stream begins with [`Open`]; what follows depends on it.
 //!
-//! A request names a digest and pieces, or a tag by its hash, nothing else: no URL, no path, no address (S2, S11). Encoded with postcard;
-//! variants are only ever added at the end. docs/wire.md describes the bytes.
+//! A request names a digest and pieces, or a tag by its hash, nothing else: no URL, no path, no address (S2, S11). Encoded
+//! with postcard; variants are only ever added at the end. docs/wire.md describes the bytes.
 
 use std::time::Duration;
 

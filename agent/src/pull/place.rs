@@ -141,6 +141,7 @@ mod tests {
             taken.push(places.take(1, Pace::Usual).await.unwrap());
         }
     }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_given_back_is_what_was_taken_whatever_the_sizes() {
         let places = Places::new();

@@ -11,21 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::support::{Swarm, TestBlobs, blob_bytes, blob_path, exchange, request};
+use super::support::{Swarm, TestBlobs, blob_bytes, blob_path, exchange, mirror_of, pass, request};
+use crate::proxy::Proxy;
 use crate::proxy::authorize::{Authorizer, WhenRegistryDown};
-use crate::proxy::mirror::MirrorSettings;
-use crate::proxy::{Proxy, Settings};
 use crate::source::registry::testing::{Origin, Reply, reply, serve, upstream};
 
 /// How long a yes holds.
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// Moves the clock. Sockets are real, so time stands still only while it is moved.
-async fn pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
-}
 
 #[tokio::test]
 async fn who_was_revoked_gets_nothing_after_a_minute() {
@@ -38,16 +30,10 @@ async fn who_was_revoked_gets_nothing_after_a_minute() {
     })
     .await;
     let (upstream, metrics) = upstream();
-    let settings = Settings {
-        tls: None,
-        mirror: MirrorSettings { remote: Some(registry.url("")), direct: false },
-        rules: Vec::new(),
-        hijack: None,
-        registries: Vec::new(),
-    };
     let authorizer = Arc::new(Authorizer::new(upstream.clone(), WhenRegistryDown::Seen));
     let blobs = Arc::new(TestBlobs { swarm: Swarm::Gives, opened: AtomicUsize::new(0) });
-    let proxy = Arc::new(Proxy::new(&settings, upstream, authorizer, blobs.clone(), metrics).unwrap());
+    let proxy =
+        Arc::new(Proxy::new(&mirror_of(registry.url("")), upstream, authorizer, blobs.clone(), metrics).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let _serving = AbortOnDropHandle::new(tokio::spawn(proxy.serve(listener, CancellationToken::new())));

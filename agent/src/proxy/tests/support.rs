@@ -43,6 +43,24 @@ use crate::proxy::{Proxy, Settings};
 /// How long a test waits for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Moves the clock. Sockets are real, so time stands still only while it is moved.
+pub(super) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// A mirror of one registry, and nothing else.
+pub(super) fn mirror_of(registry: String) -> Settings {
+    Settings {
+        tls: None,
+        mirror: MirrorSettings { remote: Some(registry), direct: false },
+        rules: Vec::new(),
+        hijack: None,
+        registries: Vec::new(),
+    }
+}
+
 /// A repository's blob URL path for a digest of repeated bytes.
 pub(super) fn blob_path(byte: u8) -> String {
     format!("/v2/library/busybox/blobs/{}", Digest::Sha256([byte; 32]))
@@ -358,11 +376,10 @@ pub(super) struct Setup {
 impl Setup {
     /// A mirror of `registry`, known as `registry.example`, without TLS or rules.
     pub(super) fn of(registry: &Registry) -> Self {
-        let mirror = MirrorSettings { remote: Some("http://registry.example".into()), direct: false };
         let hosts = [80, 443].map(|port| (format!("registry.example:{port}"), registry.address));
         Self {
             listen: "127.0.0.1:0",
-            settings: Settings { tls: None, mirror, rules: Vec::new(), hijack: None, registries: Vec::new() },
+            settings: mirror_of("http://registry.example".into()),
             origin: TestOrigin { hosts: hosts.into(), roots: RootCertStore::empty() },
             verdict: granted,
             swarm: Swarm::Gives,

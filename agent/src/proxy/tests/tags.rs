@@ -22,14 +22,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::support::{exchange, request};
+use super::support::{exchange, mirror_of, pass, request};
+use crate::proxy::Proxy;
 use crate::proxy::authorize::{Authorizer, WhenRegistryDown};
-use crate::proxy::mirror::MirrorSettings;
 use crate::proxy::seam::{
     Accepts, BlobRequest, Blobs, Client, Descriptor, HeldTags, ManifestType, Meaning, TagHomes, TagId, TagNews,
 };
 use crate::proxy::tags::TagTtls;
-use crate::proxy::{Proxy, Settings};
 use crate::source::registry::testing::{Origin, Reply, Seen, reply, upstream};
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -44,13 +43,6 @@ fn manifest(number: u8) -> Bytes {
 
 fn digest(number: u8) -> Digest {
     Digest::Sha256(Sha256::digest(manifest(number)).into())
-}
-
-/// Moves the clock. Sockets are real, so time stands still only while it is moved.
-async fn pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
 }
 
 /// What the registry does; alice and carol may read, others may not.
@@ -211,17 +203,10 @@ impl Cluster {
         let mut agents = Vec::new();
         for number in 1..=count {
             let (upstream, metrics) = upstream();
-            let settings = Settings {
-                tls: None,
-                mirror: MirrorSettings { remote: Some(registry.url("")), direct: false },
-                rules: Vec::new(),
-                hijack: None,
-                registries: Vec::new(),
-            };
             let authorizer = Arc::new(Authorizer::new(upstream.clone(), policy));
             let swarm = Arc::new(Swarm::default());
             let way = Way { agent: NodeId::from_bytes([number; 16]), home: home.clone() };
-            let proxy = Proxy::new(&settings, upstream, authorizer, swarm.clone(), metrics).unwrap();
+            let proxy = Proxy::new(&mirror_of(registry.url("")), upstream, authorizer, swarm.clone(), metrics).unwrap();
             let proxy = Arc::new(proxy.with_tags(ttls(&registry), Arc::new(way)));
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
