@@ -189,6 +189,12 @@ impl Transport {
         self.shared.census.received(peer)
     }
 
+    /// How many packets have gone to `peer` on its live QUIC connections, so that it knows that this process is alive.
+    #[must_use]
+    pub fn sent(&self, peer: NodeId) -> u64 {
+        self.shared.census.sent(peer)
+    }
+
     /// Opens a stream for messages to `peer`, and to nobody else who may answer there. The peer learns of the stream with
     /// the first bytes that are sent on it.
     ///

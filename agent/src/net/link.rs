@@ -57,10 +57,17 @@ impl Census {
 
     /// UDP datagrams that have come on the live QUIC connections with `peer`, and reads on the TCP connections.
     pub(super) fn received(&self, peer: NodeId) -> u64 {
-        let datagrams: u64 = self.with(|links| {
-            links.get(&peer).into_iter().flatten().map(|connection| connection.stats().udp_rx.datagrams).sum()
-        });
-        datagrams + self.with_tcp(|tcp| tcp.get(&peer).map_or(0, |tcp| tcp.heard.load(Ordering::Relaxed)))
+        let reads = self.with_tcp(|tcp| tcp.get(&peer).map_or(0, |tcp| tcp.heard.load(Ordering::Relaxed)));
+        reads + self.datagrams(peer, |stats| stats.udp_rx.datagrams)
+    }
+
+    /// UDP datagrams that have gone out on the live QUIC connections with `peer`.
+    pub(super) fn sent(&self, peer: NodeId) -> u64 {
+        self.datagrams(peer, |stats| stats.udp_tx.datagrams)
+    }
+
+    fn datagrams(&self, peer: NodeId, counted: impl Fn(quinn::ConnectionStats) -> u64) -> u64 {
+        self.with(|links| links.get(&peer).into_iter().flatten().map(|connection| counted(connection.stats())).sum())
     }
 
     /// What counts the reads on TCP connections with `peer`, until it is struck.

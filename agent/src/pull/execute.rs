@@ -29,7 +29,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress within a piece is told: well below the time after which a lease lapses.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Waits for a turn at a peer, and for a place for what it brings.
+/// Waits for a turn at a peer, and takes a place for what it brings if there is one then.
 pub(super) async fn ask(
     context: &Context,
     places: &Arc<Places>,
@@ -42,7 +42,7 @@ pub(super) async fn ask(
     };
     match peer::turn(transport, peer, task, holds).await {
         // The largest piece that it can be.
-        Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes(), pace).await),
+        Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes(), pace)),
         Err(error) => Event::NoTurn(peer.id, error.kind()),
     }
 }

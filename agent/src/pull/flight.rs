@@ -121,7 +121,7 @@ impl Flights {
     pub fn new(context: Context) -> Arc<Self> {
         Arc::new(Self {
             context,
-            places: Places::new(),
+            places: Arc::default(),
             fetching: Fetching::default(),
             flights: Mutex::default(),
             beginning: tokio::sync::Mutex::default(),

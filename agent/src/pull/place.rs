@@ -1,24 +1,40 @@
 //! The places that pieces from peers need while they are on their way here, shared by all pulls.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use darter_swarm::intake::{HELD_FOR, Intake, Pace, Verdict};
-use tokio::sync::{oneshot, watch};
+use darter_swarm::intake::{BYTES_MAX, Intake, Pace};
+use tokio::sync::Notify;
 
 /// All places of this node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Places {
     desk: Mutex<Desk>,
-    /// Counts the places that were given back and that nobody waited for.
-    freed: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Desk {
-    intake: Intake<u64>,
-    held: BTreeMap<u64, oneshot::Sender<Place>>,
-    made: u64,
+    intake: Intake,
+    /// Pulls that wait for room, in the order in which they came.
+    waiting: VecDeque<Waiting>,
+    /// Places that were given back and that nobody was told of, no more than there are.
+    spare: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: u32,
+    told: Arc<Notify>,
+}
+
+/// Where one pull waits for room.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    places: Arc<Places>,
+    /// The largest piece that it may ask for.
+    bytes: u32,
+    waits: bool,
+    told: Arc<Notify>,
 }
 
 /// One place, given back when dropped.
@@ -30,37 +46,19 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// All of them, free.
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { desk: Mutex::default(), freed: watch::Sender::new(0) })
-    }
-
-    /// A place for a piece of at most so many bytes from a peer of this pace, if there is one now or soon.
-    pub(crate) async fn take(self: &Arc<Self>, bytes: u32, pace: Pace) -> Option<Place> {
-        let (number, mut place) = {
-            let mut desk = self.desk();
-            desk.made += 1;
-            let number = desk.made;
-            match desk.intake.offer(number, bytes, pace) {
-                Verdict::Take => return Some(Place { places: self.clone(), bytes, pace }),
-                Verdict::Decline => return None,
-                Verdict::Hold => {}
-            }
-            let (give, place) = oneshot::channel();
-            desk.held.insert(number, give);
-            (number, place)
-        };
-        let _held = Held { places: self, number };
-        match tokio::time::timeout(HELD_FOR, &mut place).await {
-            Ok(place) => place.ok(),
-            // It may have come at this moment.
-            Err(_) => place.try_recv().ok(),
+    /// A place for a piece of at most so many bytes from a peer of this pace, if there is one now.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u32, pace: Pace) -> Option<Place> {
+        let mut desk = self.desk();
+        if !desk.intake.take(bytes, pace) {
+            return None;
         }
+        desk.spare = desk.spare.min(desk.intake.left());
+        Some(Place { places: self.clone(), bytes, pace })
     }
 
-    /// Changes whenever a place is given back that nobody waits for.
-    pub(crate) fn freed(&self) -> watch::Receiver<u64> {
-        self.freed.subscribe()
+    /// Where a pull may wait whose pieces have at most so many bytes.
+    pub(crate) fn seat(self: &Arc<Self>, bytes: u32) -> Seat {
+        Seat { places: self.clone(), bytes, waits: false, told: Arc::default() }
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -68,97 +66,179 @@ impl Places {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let next = {
-            let mut desk = self.places.desk();
-            desk.intake.release(self.bytes, self.pace).map(|next| (desk.held.remove(&next.turn), next))
-        };
-        match next {
-            Some((give, next)) => {
-                let place = Self { places: self.places.clone(), bytes: next.bytes, pace: next.pace };
-                // One that went away meanwhile drops it, and the next has it.
-                match give {
-                    Some(give) => drop(give.send(place)),
-                    None => drop(place),
-                }
-            }
-            None => self.places.freed.send_modify(|freed| *freed += 1),
+impl Desk {
+    /// There is one more place to tell of.
+    fn offer(&mut self) {
+        self.spare += 1;
+        self.tell();
+        // What only slow peers may use is told of, but not remembered.
+        self.spare = self.spare.min(self.intake.left());
+    }
+
+    /// Tells those who wait of what is there. While the first of them needs more bytes than there are the others wait as well, or it
+    /// would never have its turn.
+    fn tell(&mut self) {
+        let mut promised = 0;
+        while self.spare > 0
+            && let Some(Waiting { bytes, told }) = self.waiting.front()
+            && (promised == 0 && self.intake.fits(*bytes)
+                || self.intake.bytes() + promised + u64::from(*bytes) <= BYTES_MAX)
+        {
+            promised += u64::from(*bytes);
+            told.notify_one();
+            self.waiting.pop_front();
+            self.spare -= 1;
         }
     }
 }
 
-/// A turn that waits for a place; it does so no longer when this is dropped.
-struct Held<'a> {
-    places: &'a Places,
-    number: u64,
+impl Seat {
+    /// Waits until it is this pull's turn to use a place. Cancelled, it keeps its position.
+    pub(crate) async fn room(&mut self) {
+        if !std::mem::replace(&mut self.waits, true) {
+            let mut desk = self.places.desk();
+            desk.waiting.push_back(Waiting { bytes: self.bytes, told: self.told.clone() });
+            desk.tell();
+        }
+        self.told.notified().await;
+        self.waits = false;
+    }
+
+    /// Does not wait any more.
+    pub(crate) fn leave(&mut self) {
+        if !std::mem::take(&mut self.waits) {
+            return;
+        }
+        let mut desk = self.places.desk();
+        let before = desk.waiting.len();
+        desk.waiting.retain(|waiting| !Arc::ptr_eq(&waiting.told, &self.told));
+        if desk.waiting.len() == before {
+            // Told meanwhile.
+            desk.offer();
+            self.told = Arc::default();
+        } else {
+            // Whoever is behind it may need less.
+            desk.tell();
+        }
+    }
+
+    /// Leaves a place to the next of which it was told.
+    pub(crate) fn pass_on(&self) {
+        self.places.desk().offer();
+    }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         let mut desk = self.places.desk();
-        desk.intake.forget(&self.number);
-        desk.held.remove(&self.number);
+        desk.intake.release(self.bytes, self.pace);
+        desk.offer();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use darter_swarm::intake::{BYTES_MAX, HELD_MAX, PIECES_MAX};
+    use futures_util::FutureExt as _;
 
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_has_the_place_that_is_given_back() {
-        let places = Places::new();
-        let mut freed = places.freed();
-        let mut taken = Vec::new();
-        for _ in 0..PIECES_MAX {
-            taken.push(places.take(1, Pace::Usual).await.unwrap());
-        }
-        let waiting: Vec<_> = (0..HELD_MAX)
-            .map(|_| {
-                let places = places.clone();
-                tokio::spawn(async move { places.take(1, Pace::Usual).await })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        assert!(places.take(1, Pace::Usual).await.is_none(), "the next is turned away at once");
-        taken.pop();
-        let mut waiting = waiting.into_iter();
-        taken.push(waiting.next().unwrap().await.unwrap().expect("it has the place"));
-        assert!(!freed.has_changed().unwrap(), "there is none for others");
-        assert!(places.take(1, Pace::Usual).await.is_none(), "nor after a while");
-        // One that gives up while it waits takes no place with it.
-        let places_of = places.clone();
-        let gone = tokio::spawn(async move { places_of.take(1, Pace::Usual).await });
-        tokio::task::yield_now().await;
-        gone.abort();
-        let _ = gone.await;
-        taken.clear();
-        assert!(freed.has_changed().unwrap());
-        freed.mark_unchanged();
-        for _ in 0..PIECES_MAX {
-            taken.push(places.take(1, Pace::Usual).await.unwrap());
-        }
+    use super::*;
+    use darter_swarm::intake::PIECES_MAX;
+
+    /// Whether it is told of a place, looked at as a loop does that has other things to do as well.
+    fn told(seat: &mut Seat) -> bool {
+        std::pin::pin!(seat.room()).now_or_never().is_some()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_given_back_is_what_was_taken_whatever_the_sizes() {
-        let places = Places::new();
-        for (first, next) in [(1, BYTES_MAX as u32), (BYTES_MAX as u32, 1)] {
-            let mut taken = vec![places.take(first, Pace::Usual).await.unwrap()];
-            while let Verdict::Take = places.desk().intake.offer(0, 1, Pace::Slow) {
-                taken.push(Place { places: places.clone(), bytes: 1, pace: Pace::Slow });
+    fn full(places: &Arc<Places>, bytes: u32) -> Vec<Place> {
+        (0..).map_while(|_| places.take(bytes, Pace::Usual)).collect()
+    }
+
+    #[test]
+    fn of_those_who_wait_one_is_told_of_each_place_in_their_order() {
+        let places = Arc::new(Places::default());
+        let mut taken = full(&places, 1);
+        assert_eq!(taken.len(), PIECES_MAX);
+        let mut seats = [0; 3].map(|_| places.seat(1));
+        // However often one looks, it stays before the others.
+        let look = |seats: &mut [Seat; 3]| [2, 1, 0, 0].map(|which| told(&mut seats[which]));
+        assert_eq!(look(&mut seats), [false; 4]);
+        taken.pop();
+        assert_eq!(look(&mut seats), [true, false, false, false]);
+        assert!(places.take(1, Pace::Usual).is_some(), "it asks, and gets it");
+        assert_eq!(look(&mut seats), [false, true, false, false], "which is given back");
+        taken.truncate(2);
+        assert_eq!(look(&mut seats), [true, false, true, false], "two at once are told to two");
+    }
+
+    #[test]
+    fn a_place_is_told_to_another_where_the_first_has_no_use_for_it() {
+        let places = Arc::new(Places::default());
+        let mut taken = full(&places, 1);
+        let [mut first, mut second, mut third] = [0; 3].map(|_| places.seat(1));
+        for seat in [&mut first, &mut second, &mut third] {
+            assert!(!told(seat));
+        }
+        taken.pop();
+        assert!(told(&mut first) && !told(&mut second));
+        first.pass_on();
+        // Told, it goes away before it looks.
+        drop(second);
+        assert!(told(&mut third));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_remembered_until_it_is_taken() {
+        let places = Arc::new(Places::default());
+        let mut taken = full(&places, 1);
+        let mut late = places.seat(1);
+        taken.truncate(PIECES_MAX - 2);
+        assert!(told(&mut late));
+        taken.extend(places.take(1, Pace::Usual));
+        assert!(told(&mut late), "of the other");
+        taken.extend(places.take(1, Pace::Usual));
+        assert!(!told(&mut late));
+        taken.pop();
+        assert!(told(&mut late));
+        // One that is taken before anybody waits is not told of.
+        taken.pop();
+        taken.extend(places.take(1, Pace::Usual));
+        taken.extend(places.take(1, Pace::Usual));
+        assert!(taken.len() == PIECES_MAX && !told(&mut late));
+    }
+
+    #[test]
+    fn whoever_needs_many_bytes_has_its_turn() {
+        let places = Arc::new(Places::default());
+        let mut taken = full(&places, BYTES_MAX as u32 / 4);
+        assert_eq!(taken.len(), 4);
+        let [mut large, mut small] = [BYTES_MAX as u32, 1].map(|bytes| places.seat(bytes));
+        assert!(!told(&mut large) && !told(&mut small));
+        for _ in 0..3 {
+            taken.pop();
+            assert!(!told(&mut large) && !told(&mut small), "one after the other");
+        }
+        taken.pop();
+        assert!(told(&mut large) && !told(&mut small), "nobody takes it from under its eyes");
+        taken.extend(places.take(BYTES_MAX as u32, Pace::Usual));
+        drop(taken);
+        assert!(told(&mut small));
+    }
+
+    #[test]
+    fn what_is_given_back_is_what_was_taken_whatever_the_sizes() {
+        let places = Arc::new(Places::default());
+        for bytes in [[1, BYTES_MAX as u32], [BYTES_MAX as u32, 1]] {
+            for pace in [[Pace::Usual, Pace::Slow], [Pace::Slow, Pace::Usual]] {
+                let taken: Vec<_> = bytes.into_iter().zip(pace).filter_map(|(n, pace)| places.take(n, pace)).collect();
+                assert!(!taken.is_empty());
+                drop(taken);
+                assert_eq!(places.desk().intake.bytes(), 0);
             }
-            places.desk().intake.forget(&0);
-            let waiting = tokio::spawn({
-                let places = places.clone();
-                async move { places.take(next, Pace::Usual).await }
-            });
-            tokio::task::yield_now().await;
-            taken.clear();
-            drop(waiting.await.unwrap());
-            assert_eq!(places.desk().intake.bytes(), 0);
         }
     }
 }

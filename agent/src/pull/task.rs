@@ -30,7 +30,7 @@ use super::execute;
 use super::fetching::Share;
 use super::flight::{Context, Flight, Flights};
 use super::origins::Origins;
-use super::place::Place;
+use super::place::{Place, Seat};
 use crate::admin::metrics::FallbackReason;
 use crate::gossip::Roster;
 use crate::net::{Receiver, Sender};
@@ -145,10 +145,10 @@ pub(super) struct Driver {
     offer: Option<(NodeId, execute::Taking)>,
     requests: BTreeMap<(NodeId, PieceIndex), AbortHandle>,
     runs: BTreeMap<RunId, OpenRun>,
+    /// Where it waits for room for pieces.
+    seat: Seat,
     /// What this pull and others fetch from registries.
     fetching: Share,
-    /// Tells when another pull has given a place for a piece back.
-    freed: watch::Receiver<u64>,
     /// Packets that had come from those who owe an answer, when last looked at.
     received: BTreeMap<NodeId, u64>,
     origins: Origins,
@@ -196,8 +196,8 @@ impl Driver {
         }
         Self {
             core,
+            seat: flights.places.seat(blob.geometry().piece_size().bytes()),
             fetching: flights.fetching.share(),
-            freed: flights.places.freed(),
             progress: (blob.held().count(), now),
             flights,
             flight,
@@ -247,6 +247,9 @@ impl Driver {
             }
             let wake = self.wake();
             let flight = self.flight.clone();
+            if !self.core.is_starved() {
+                self.seat.leave();
+            }
             tokio::select! {
                 () = stopping.cancelled() => break Err(PullError::Stopping),
                 Some(event) = self.events.recv() => if let Err(error) = self.apply_all(event) { break Err(error) },
@@ -262,7 +265,7 @@ impl Driver {
                     self.core.handle_timeout(Instant::now());
                 }
                 () = self.fetching.changed() => {}
-                Ok(()) = self.freed.changed(), if self.core.is_starved() => self.core.handle_room(Instant::now()),
+                () = self.seat.room(), if self.core.is_starved() => self.room(),
                 Some(_) = self.jobs.join_next(), if !self.jobs.is_empty() => {}
                 Some(_) = self.talks.join_next(), if !self.talks.is_empty() => {}
                 () = tokio::time::sleep_until(wake.into()) => self.core.handle_timeout(Instant::now()),

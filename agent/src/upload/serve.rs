@@ -28,8 +28,12 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A piece that the other side has not taken by then is given up, so that nobody can hold a slot.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a peer that waits for its turn is told so: well below the time after which it takes this node for silent.
+/// How often a peer that waits for its turn, and to which nothing else goes, is told so: well below the time after which it takes
+/// this node for silent.
 const QUEUED_EVERY: Duration = Duration::from_millis(300);
+
+/// How often is looked whether something else has gone: so much later than that the peer may be told.
+const QUEUED_LOOK: Duration = Duration::from_millis(100);
 
 /// A peer from which nothing has come for this long, not even acknowledgements, takes no bytes: its upload goes on, and others
 /// get its slot. Two that die would else keep everybody else from what only this node has until their connections end.
@@ -203,7 +207,7 @@ impl Uploader {
                 Ok(())
             }
             Some(Open::Session(offer)) => self.session(peer, offer, stream).await,
-            Some(Open::Ask { task, holds }) => self.turn(peer, task, holds, stream).await,
+            Some(Open::Ask { task, holds }) => self.turn(peer, task, holds, stream, transport).await,
             Some(Open::Piece { task, piece, ticket }) => {
                 let upload = self.clone().piece(peer, task, piece, Ticket(ticket), stream, transport);
                 // A timeout drops the stream, which tells the other side.
@@ -287,7 +291,14 @@ impl Uploader {
     }
 
     /// Lets a peer wait for its turn, and offers that when it has come. Ends when the peer has used it or wants none.
-    async fn turn(self: Arc<Self>, peer: NodeId, task: TaskId, holds: u32, mut stream: Stream) -> Result<(), NetError> {
+    async fn turn(
+        self: Arc<Self>,
+        peer: NodeId,
+        task: TaskId,
+        holds: u32,
+        mut stream: Stream,
+        transport: &Transport,
+    ) -> Result<(), NetError> {
         let held = |blob: Arc<Blob>| matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete);
         let lined_up = if self.store.find(&task).is_some_and(held) {
             self.desk(|desk| desk.line_up(peer, task, holds)).ok_or(TurnReply::Busy)
@@ -306,6 +317,7 @@ impl Uploader {
         let (mut sender, mut receiver) = stream.split();
         // A peer says nothing more on this stream, but ends it.
         let mut gone = std::pin::pin!(receiver.receive::<TurnReply>());
+        let (mut sent, mut since) = (transport.sent(peer), Instant::now());
         loop {
             tokio::select! {
                 turn = &mut offered => {
@@ -315,7 +327,16 @@ impl Uploader {
                     break;
                 }
                 _ = &mut gone => return Ok(()),
-                () = tokio::time::sleep(QUEUED_EVERY) => sender.send(&TurnReply::Queued).await?,
+                () = tokio::time::sleep(QUEUED_LOOK) => {
+                    // Whatever goes to the peer shows that this node is alive: one word for all that it waits for.
+                    let before = std::mem::replace(&mut sent, transport.sent(peer));
+                    if sent > before {
+                        since = Instant::now();
+                    } else if since.elapsed() >= QUEUED_EVERY {
+                        sender.send(&TurnReply::Queued).await?;
+                        since = Instant::now();
+                    }
+                }
             }
         }
         sender.send(&TurnReply::Turn { ticket: ticket.0 }).await?;

@@ -99,6 +99,10 @@ fn print(report: &Report) {
         ("control over payload", format!("{:.4} %", report.control * 100.0)),
         ("busiest home", format!("{:.3} MB/s of control", report.home_bytes_per_s as f64 / 1e6)),
         ("wasted over all images", format!("{:.4} %", report.wasted * 100.0)),
+        (
+            "asked, declined, told, per piece",
+            format!("{:.2}, {:.2}, {:.2}", report.asked_per_piece, report.declined_per_piece, report.news_per_piece),
+        ),
         ("fallbacks, busy, calls", format!("{}, {}, {}", report.fallbacks, report.busy, report.calls)),
     ];
     for (what, value) in rows {

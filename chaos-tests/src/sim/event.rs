@@ -56,8 +56,6 @@ pub enum Event {
     Asked(NodeNumber, NodeNumber, Layer, u32),
     /// Another node offers the turn that it was asked for.
     Offered(NodeNumber, NodeNumber, Layer, Ticket),
-    /// A turn that was kept for a place is kept no longer.
-    HeldLongEnough(NodeNumber, NodeNumber, Layer, Ticket),
     /// An offered turn has lapsed, if nothing was said to it.
     OfferLapsed(NodeNumber, Ticket),
     /// It offers none; `None` is busy.
@@ -172,7 +170,6 @@ impl Event {
             | Self::HomeOf(node, ..)
             | Self::Asked(node, ..)
             | Self::Offered(node, ..)
-            | Self::HeldLongEnough(node, ..)
             | Self::OfferLapsed(node, ..)
             | Self::NotOffered(node, ..)
             | Self::Taken(node, ..)

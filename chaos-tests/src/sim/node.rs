@@ -83,7 +83,6 @@ impl World {
             }
             Event::Asked(node, from, layer, holds) => self.asked(node, from, layer, holds),
             Event::Offered(node, from, layer, ticket) => self.offered(node, from, layer, ticket),
-            Event::HeldLongEnough(node, from, layer, ticket) => self.held_long_enough(node, from, layer, ticket),
             Event::OfferLapsed(node, ticket) => self.offer_lapsed(node, ticket),
             Event::NotOffered(node, from, layer, kind) => {
                 let from = self.nodes[from as usize].id;
@@ -357,6 +356,7 @@ impl World {
             Action::Blame { home, request } => self.call(node, layer, home, Call::Blame(request)),
             Action::Connect { peer } => self.meet(node, layer, plan::number(peer)),
             Action::Ask { peer } => {
+                self.tally.asked += 1;
                 let holds = self.pull(node, layer).task.have().count();
                 let bytes = bytes_of(&(self.layers[layer as usize].id, holds));
                 self.send(bytes, Event::Asked(plan::number(peer), node, layer, holds));
@@ -371,6 +371,7 @@ impl World {
                 let sessions = &self.pull(node, layer).sessions;
                 let peers: Vec<NodeNumber> =
                     peers.into_iter().map(plan::number).filter(|peer| sessions.contains(peer)).collect();
+                self.tally.news += peers.len() as u64;
                 self.tally.control_bytes += peers.len() as u64 * (bytes_of(&pieces) + super::world::PACKET_BYTES);
                 let latency = self.scenario.latency.as_nanos() as Nanos;
                 self.after(latency, Event::Have(node, layer, peers.into(), pieces.into()));
@@ -411,6 +412,7 @@ impl World {
             self.tally.wasted_bytes += bytes;
         }
         self.tally.peer_bytes += bytes;
+        self.tally.peer_pieces += 1;
         self.with(node, layer, |task| task.handle_piece(peer, piece, now));
         self.leave_place(node, layer, from, piece);
         self.middle(node);

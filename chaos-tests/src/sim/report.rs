@@ -18,12 +18,20 @@ pub struct Tally {
     pub registry_refusals: u64,
     /// Pieces that came from peers.
     pub peer_bytes: u64,
+    /// The same as a count.
+    pub peer_pieces: u64,
     /// What was moved between peers and was of no use: cut off, twice, wrong.
     pub wasted_bytes: u64,
     /// Everything that is said beside pieces, packet headers included.
     pub control_bytes: u64,
     /// Calls to homes, a count.
     pub calls: u64,
+    /// Turns that were asked for at peers, a count.
+    pub asked: u64,
+    /// Turns that were offered and left to others, a count.
+    pub declined: u64,
+    /// News of pieces, a count per neighbour that is told.
+    pub news: u64,
     /// Requests for pieces that were answered with "busy", a count.
     pub busy: u64,
     /// How often the registry was asked in the swarm's place, a count.
@@ -78,6 +86,12 @@ pub struct Report {
     pub busy: u64,
     /// Calls to homes.
     pub calls: u64,
+    /// Turns that were asked for, per piece that came from a peer: the agents' CPU time goes by messages.
+    pub asked_per_piece: f64,
+    /// Turns that were offered and left to others, likewise.
+    pub declined_per_piece: f64,
+    /// Neighbours that were told of pieces, likewise.
+    pub news_per_piece: f64,
     /// Events that happened.
     pub events: u64,
 }
@@ -99,6 +113,7 @@ impl Report {
         let bound = bound(world);
         let image = scenario.bytes() as f64;
         let over_bound = |percent| percentile(&done, percent) as f64 / bound as f64;
+        let per_piece = |count: u64| count as f64 / tally.peer_pieces.max(1) as f64;
         let alive = world.nodes.iter().filter(|node| node.alive && node.done.is_none()).count();
         Self {
             scenario: scenario.clone(),
@@ -122,6 +137,9 @@ impl Report {
             fallbacks: tally.fallbacks,
             busy: tally.busy,
             calls: tally.calls,
+            asked_per_piece: per_piece(tally.asked),
+            declined_per_piece: per_piece(tally.declined),
+            news_per_piece: per_piece(tally.news),
             events: tally.events,
         }
     }

@@ -1,6 +1,6 @@
 //! How pieces move: from peers, who serve a few at a time, and from the registry, which is read as fast as credit allows.
 
-use darter_swarm::intake::{HELD_FOR, Held, Pace, Verdict};
+use darter_swarm::intake::Pace;
 use darter_swarm::task::{OriginFailure, RunId};
 use darter_swarm::upload::{OFFER_MAX, Step, Ticket};
 use darter_tracker::{ErrorKind, PieceIndex};
@@ -66,50 +66,40 @@ impl World {
         }
     }
 
+    /// Uses a turn, if there is a place for what it brings, or leaves it to others.
     pub(super) fn offered(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
         // The largest piece that it can be.
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
-        let peer = self.nodes[from as usize].id;
+        let (peer, now) = (self.nodes[from as usize].id, self.instant());
         let pace = self.pull(node, layer).task.pace(peer);
-        match self.nodes[node as usize].intake.offer((from, layer, ticket), bytes, pace) {
-            Verdict::Take => self.turn(node, from, layer, ticket, Some(pace)),
-            Verdict::Decline => self.turn(node, from, layer, ticket, None),
-            Verdict::Hold => {
-                self.after(HELD_FOR.as_nanos() as Nanos, Event::HeldLongEnough(node, from, layer, ticket));
+        let room = self.nodes[node as usize].intake.take(bytes, pace);
+        let pull = self.pull(node, layer);
+        pull.offer = Some((ticket, pace));
+        pull.task.handle_turn(peer, room, now);
+        self.settle(node, layer);
+        if let Some((_, pace)) = self.pull(node, layer).offer.take() {
+            self.tally.declined += 1;
+            if room {
+                self.free_place(node, layer, pace);
             }
         }
     }
 
-    pub(super) fn held_long_enough(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
-        if self.nodes[node as usize].intake.forget(&(from, layer, ticket)) {
-            self.turn(node, from, layer, ticket, None);
-        }
-    }
-
-    /// Uses a turn, if there is a place for what it brings, or leaves it to others.
-    fn turn(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket, place: Option<Pace>) {
-        let (peer, now) = (self.nodes[from as usize].id, self.instant());
-        let pull = self.pull(node, layer);
-        pull.offer = Some((ticket, place.unwrap_or_default()));
-        pull.task.handle_turn(peer, place.is_some(), now);
-        self.settle(node, layer);
-        if let Some(pace) = self.pull(node, layer).offer.take().and(place) {
-            self.free_place(node, layer, pace);
-        }
-    }
-
-    /// Gives a place to the next who waits for one.
+    /// Gives a place back, and lets the next of the layers that wait for one know.
     fn free_place(&mut self, node: NodeNumber, layer: Layer, pace: Pace) {
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
         let now = self.instant();
-        if let Some(Held { turn: (from, layer, ticket), pace, .. }) =
-            self.nodes[node as usize].intake.release(bytes, pace)
-        {
-            return self.turn(node, from, layer, ticket, Some(pace));
-        }
-        for layer in 0..self.layers.len() as Layer {
+        self.nodes[node as usize].intake.release(bytes, pace);
+        let layers = self.layers.len() as Layer;
+        let first = self.nodes[node as usize].next_room;
+        for layer in (first..layers).chain(0..first) {
+            let mut used = false;
             if self.pull(node, layer).task.is_starved() {
-                self.with(node, layer, |task| task.handle_room(now));
+                self.with(node, layer, |task| used = task.handle_room(now));
+            }
+            if used {
+                self.nodes[node as usize].next_room = (layer + 1) % layers;
+                return;
             }
         }
     }

@@ -54,7 +54,9 @@ pub struct Node {
     /// Pieces given so far, per layer and node.
     pub(super) shares: BTreeMap<(Layer, NodeNumber), u32>,
     /// What is on its way to it.
-    pub(super) intake: Intake<(NodeNumber, Layer, Ticket)>,
+    pub(super) intake: Intake,
+    /// The layer that is told of room first.
+    pub(super) next_room: Layer,
     /// Its pulls, a layer each; none before its client has come.
     pub pulls: Vec<Pull>,
     /// Members that it knows to be down.
@@ -348,6 +350,7 @@ impl Node {
             uploading: BTreeMap::new(),
             shares: BTreeMap::new(),
             intake: Intake::default(),
+            next_room: 0,
             pulls: Vec::new(),
             gone: BTreeSet::new(),
             silent: BTreeMap::new(),

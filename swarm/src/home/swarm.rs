@@ -70,6 +70,9 @@ pub struct Swarm {
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
+    /// The lengths of runs that were lent as urgent, by the piece that follows them. Whoever needs that at once is lent twice as much:
+    /// the rest of what a holder does not give would else come piece by piece, each after a reader's wait.
+    urgent: BTreeMap<u32, u32>,
     last_used: Instant,
 }
 
@@ -110,6 +113,7 @@ impl Swarm {
             bridge: Bridge::default(),
             advertisers: BTreeSet::new(),
             settling: None,
+            urgent: BTreeMap::new(),
             last_used: now,
         }
     }
@@ -235,6 +239,9 @@ impl Swarm {
             && let Some(pieces) = self.next_run(from, request, &distrusted, now, cluster_size)
         {
             *next_lease += 1;
+            if request.urgent == Some(pieces.first) {
+                self.urgent.insert(pieces.end(), pieces.count);
+            }
             tracing::debug!(task = %self.task, %from, first = pieces.first.0, count = pieces.count, urgent = ?request.urgent, "lease");
             return Ok(PullPieceResponse::Lease(self.leases.grant(
                 LeaseId(*next_lease),
@@ -387,6 +394,7 @@ impl Swarm {
             self.holders.clear();
             self.fetched_at.clear();
             self.bridge = Bridge::default();
+            self.urgent.clear();
         }
     }
 
@@ -551,18 +559,21 @@ impl Swarm {
                 && self.reachable(piece, distrusted) == 0
                 && !self.bridge.claims(piece, now)
         };
-        if let Some(piece) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
-            return Some(PieceRange { first: piece, count: 1 });
+        let settling = self.settling.is_some_and(|until| now < until);
+        let isolated = self.isolated(now);
+        if let Some(first) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
+            let single = settling || self.leases.has(from) || isolated.contains(&from);
+            let longest = if single { 1 } else { run_length(&geometry, geometry.pieces(), cluster_size) };
+            let most = self.urgent.get(&first.0).map_or(1, |before| longest.min(before * 2));
+            let rest = (first.0 + 1..).take(most as usize - 1).map(PieceIndex);
+            let rest = rest.take_while(|piece| free(*piece, distrusted, false));
+            return Some(PieceRange { first, count: 1 + rest.count() as u32 });
         }
-        if self.settling.is_some_and(|until| now < until)
-            || self.leases.has(from)
-            || self.leases.fetchers() >= fetchers_max(cluster_size)
-        {
+        if settling || self.leases.has(from) || self.leases.fetchers() >= fetchers_max(cluster_size) {
             return None;
         }
         // What a holder does not give to this one member others will pass on. Only what none of them could get from him is
         // fetched a second time, beside what a reader waits for.
-        let isolated = self.isolated(now);
         if isolated.contains(&from) {
             return None;
         }

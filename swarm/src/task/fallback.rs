@@ -11,6 +11,7 @@ use darter_tracker::{ErrorKind, NodeId, PieceIndex, PieceRange};
 
 use super::link::SILENT_READER;
 use super::neighbour::Neighbour;
+use super::pick::READER_PATIENCE;
 use super::{Action, Fallback, Task, Waiting};
 
 /// A reader that waits this long for one piece has it asked for as urgent.
@@ -96,9 +97,18 @@ impl Task {
         if waited >= READER_BUDGET { Need::Urgent } else { Need::Nothing }
     }
 
-    /// The piece to ask the home for as urgent.
+    /// The piece to ask the home for as urgent: not one that a peer can give whom it has just named.
     pub(super) fn urgent(&self, now: Instant) -> Option<PieceIndex> {
-        self.waiting().iter().find(|waiting| self.need(waiting, now) == Need::Urgent).map(|waiting| waiting.piece)
+        let urgent = |waiting: &&Waiting| {
+            self.need(waiting, now) == Need::Urgent
+                && !(self.link.told_of(waiting.piece, now) && self.offered(waiting.piece, now))
+        };
+        self.waiting().iter().find(urgent).map(|waiting| waiting.piece)
+    }
+
+    /// Whether somebody offers `piece` who has not failed.
+    fn offered(&self, piece: PieceIndex, now: Instant) -> bool {
+        self.neighbours.values().any(|neighbour| neighbour.has(piece) && !neighbour.paused(now))
     }
 
     /// What is waited for and not held, once however many readers do, as long as the first of them.
@@ -152,6 +162,7 @@ impl Task {
         for peer in offering {
             let Some(neighbour) = self.neighbours.get_mut(&peer) else { continue };
             if neighbour.fail_turn(Some(ErrorKind::Unreachable), now, &mut self.rng) {
+                self.unanswered += 1;
                 self.actions.push_back(Action::Decline { peer });
             }
             let asked: Vec<PieceIndex> = neighbour.requested().collect();
@@ -174,16 +185,24 @@ impl Task {
         }
     }
 
-    /// Asks others for a turn that have a piece, to take it when that comes; tells whether any does, or was asked already.
+    /// Asks others for a turn that have a piece, to take it when that comes; tells whether any does, or was asked already. Without
+    /// room one is asked now and then, so that a turn may meet the next place.
     fn hedge(&mut self, piece: PieceIndex, now: Instant) -> bool {
         let gives = |neighbour: &Neighbour| neighbour.has(piece) && !neighbour.asked(piece);
         let ready = |neighbour: &Neighbour| gives(neighbour) && neighbour.ready(now);
         let asked = self.neighbours.values().any(|neighbour| gives(neighbour) && neighbour.is_in_line());
         let others: Vec<_> =
             self.neighbours.iter().filter(|(_, neighbour)| ready(neighbour)).map(|(peer, _)| *peer).collect();
-        for peer in &others {
-            self.ask(*peer, now);
-        }
+        let lately = |peer: &NodeId| {
+            let asked_at = self.neighbours.get(peer).and_then(Neighbour::asked_at);
+            asked_at.is_some_and(|at| now.saturating_duration_since(at) < READER_PATIENCE)
+        };
+        let ask: Vec<NodeId> = match self.is_starved() {
+            true if asked => Vec::new(),
+            true => others.iter().copied().find(|peer| !lately(peer)).into_iter().collect(),
+            false => others.clone(),
+        };
+        ask.into_iter().for_each(|peer| self.ask(peer, now));
         asked || !others.is_empty()
     }
 

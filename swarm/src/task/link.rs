@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Added, Bitmap, LeaseId, NodeId, Pause, PieceIndex, PieceRange, PullPieceRequest, RegisterRequest,
+    Added, Bitmap, LeaseId, NodeId, Pause, PieceIndex, PieceRange, PieceSource, PullPieceRequest, RegisterRequest,
     ReportPieceRequest, TrackerError,
 };
 
@@ -51,6 +51,10 @@ pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 const URGENT_PART: u32 = 5;
 const URGENT_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
+/// Where the home has named peers for it, not before this. Else whoever waits for a peer that does not give would ask for nothing
+/// else meanwhile, and nothing would be lent to him.
+const TOLD: Duration = Duration::from_secs(1);
+
 /// The longest.
 pub const PULL_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
@@ -72,6 +76,10 @@ pub(super) struct Link {
     pull_sent: Option<Instant>,
     /// Whether that may be answered with a lease.
     pull_may_lend: bool,
+    /// The piece for which it says that a reader needs it at once.
+    pull_urgent: Option<PieceIndex>,
+    /// Such pieces for which the home has named peers, and when: not longer than [`TOLD`] ago.
+    told: BTreeMap<PieceIndex, Instant>,
     report_sent: Option<Instant>,
     /// When something last came from the present home, if that was noticed.
     heard: Option<Instant>,
@@ -120,6 +128,8 @@ impl Link {
             asked: BTreeMap::new(),
             pull_sent: None,
             pull_may_lend: false,
+            pull_urgent: None,
+            told: BTreeMap::new(),
             report_sent: None,
             heard: None,
             next_pull: now,
@@ -228,6 +238,19 @@ impl Link {
         self.urgent_interval = (retry_after / URGENT_PART).clamp(PULL_INTERVAL, URGENT_INTERVAL_MAX);
     }
 
+    /// The home names peers; that may answer what it was asked for as urgent.
+    pub(super) fn names_peers(&mut self, sources: &[PieceSource], now: Instant) {
+        self.told.retain(|_, at| now.saturating_duration_since(*at) < TOLD);
+        if let Some(piece) = self.pull_urgent.filter(|piece| sources.iter().any(|it| it.pieces.contains(*piece))) {
+            self.told.insert(piece, now);
+        }
+    }
+
+    /// Whether the home has just named peers for `piece`.
+    pub(super) fn told_of(&self, piece: PieceIndex, now: Instant) -> bool {
+        self.told.get(&piece).is_some_and(|at| now.saturating_duration_since(*at) < TOLD)
+    }
+
     pub(super) fn unreported(&mut self, piece: PieceIndex) {
         self.unreported.push(piece);
     }
@@ -321,6 +344,7 @@ impl Link {
         self.at = if at < self.order.len() { at } else { 0 };
         self.registered = false;
         (self.heard, self.pull_sent, self.report_sent) = (None, None, None);
+        self.told.clear();
     }
 
     /// The homes to register with now: the present one, and those of higher rank that were left.
@@ -472,6 +496,7 @@ impl Task {
         }
         lacking.truncate(PullPieceRequest::LACKING_MAX);
         (self.link.pull_sent, self.link.pulled_at, self.link.pull_may_lend) = (Some(now), now, can_fetch);
+        self.link.pull_urgent = urgent;
         let request = PullPieceRequest {
             task: self.id,
             have: Some(self.have.clone()).filter(|have| !have.is_empty()),

@@ -68,6 +68,8 @@ pub struct Neighbour {
     patience: Duration,
     /// How long its pieces take; `None` before the first.
     latency: Option<Duration>,
+    /// When it was last asked for a turn.
+    asked_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,7 @@ impl Neighbour {
             heard: None,
             patience,
             latency: None,
+            asked_at: None,
         }
     }
 
@@ -202,13 +205,18 @@ impl Neighbour {
 
     /// Notes that it is asked for a turn; returns when its silence is to be judged.
     pub(super) fn line_up(&mut self, now: Instant) -> Instant {
-        self.in_line = Some(now);
+        (self.in_line, self.asked_at) = (Some(now), Some(now));
         now + self.silence()
     }
 
     /// Notes that it waits for a turn no longer; tells whether it did.
     pub(super) fn leave_line(&mut self) -> bool {
         self.in_line.take().is_some()
+    }
+
+    /// When it was last asked for a turn; `None` before the first time.
+    pub(super) fn asked_at(&self) -> Option<Instant> {
+        self.asked_at
     }
 
     /// Whether it is left alone at `now`.

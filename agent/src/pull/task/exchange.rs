@@ -80,6 +80,13 @@ impl Driver {
         self.asks.insert(peer, job);
     }
 
+    /// There is room for one more piece: somebody is asked for it, or it is left to the next pull.
+    pub(super) fn room(&mut self) {
+        if !self.core.handle_room(Instant::now()) {
+            self.seat.pass_on();
+        }
+    }
+
     /// A neighbour offers a turn: it is used at once, or left to others by dropping it.
     pub(super) fn turn(&mut self, peer: NodeId, turn: Turn, place: Option<Place>, now: Instant) {
         self.asks.remove(&peer);

@@ -74,6 +74,9 @@ impl Driver {
     pub(super) async fn conclude(mut self, outcome: Result<(), PullError>) {
         let task = *self.flight.blob.task();
         self.context().metrics.active_tasks.dec();
+        // What it was told of it uses no more.
+        self.seat.leave();
+        self.seat.pass_on();
         match &outcome {
             Ok(()) => tracing::info!(%task, "the blob is complete"),
             Err(PullError::Resting) => tracing::info!(%task, "no client is left, the pull rests"),

@@ -7,7 +7,7 @@ use super::net::Net;
 use super::*;
 use crate::intake::PIECES_MAX;
 use crate::upload::{ACTIVE, AHEAD, QUEUE_PER_TASK, Step, Ticket, Uploads};
-use darter_tracker::{Digest, PieceSize};
+use darter_tracker::{Added, Digest, PieceSize, PieceSource};
 use neighbour::PIPELINE;
 
 fn node(byte: u8) -> NodeId {
@@ -138,6 +138,78 @@ fn what_is_fetched_ahead_takes_little() {
     assert_eq!(asked.iter().filter(|action| matches!(action, Action::Ask { .. })).count(), 8);
     (1..=8).for_each(|peer| task.handle_turn(node(peer), true, start));
     assert_eq!(all(&mut task), 8, "every turn is used");
+}
+
+/// With no room nobody is asked. A place has two asked, who has what a reader waits for among them, and another for each that has no
+/// turn to give.
+#[test]
+fn a_place_is_worth_two_questions() {
+    let start = Instant::now();
+    let mut task = reading(1, start);
+    (1..=7).for_each(|peer| task.handle_neighbour_up(node(peer), holding(11..100), start));
+    task.handle_neighbour_up(node(8), holding(10..100), start);
+    let asked = |task: &mut Task| -> Vec<NodeId> {
+        let actions = std::iter::from_fn(|| task.poll_action());
+        actions.filter_map(|action| if let Action::Ask { peer } = action { Some(peer) } else { None }).collect()
+    };
+    assert_eq!(asked(&mut task).len(), 8);
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), false, start));
+    assert!(task.is_starved() && asked(&mut task).is_empty());
+    let mut ever = std::collections::BTreeSet::new();
+    let mut now = start + pick::READER_PATIENCE;
+    assert!(task.handle_room(now));
+    let two = asked(&mut task);
+    assert!(two.len() == 2 && two.contains(&node(8)), "{two:?}");
+    ever.extend(two.clone());
+    for peer in two {
+        now += Duration::from_millis(1);
+        task.handle_turn_failed(peer, None, now);
+        ever.extend(asked(&mut task));
+    }
+    assert_eq!(ever.len(), 4, "who was busy is left alone");
+    // They are silent, and so are those who are asked instead.
+    while ever.len() < 8 && now < start + Duration::from_secs(4) {
+        now += LATE / 2;
+        task.handle_timeout(now);
+        ever.extend(asked(&mut task));
+    }
+    assert_eq!(ever.len(), 8);
+    assert!(now < start + Duration::from_secs(3), "{:?}", now - start);
+}
+
+/// A peer that offers what a reader needs and does not give it keeps this node from nothing else.
+#[test]
+fn who_waits_for_one_peer_asks_for_what_the_registry_has() {
+    let start = Instant::now();
+    let (home, idle, awaited) = (node(99), node(1), PieceIndex(10));
+    let mut task = reading(1, start);
+    let id = task.id;
+    let registered =
+        RegisterResponse { task: id, geometry: None, neighbours: vec![], advertise: false, leases: vec![] };
+    task.handle_registered(home, &registered, start);
+    task.handle_neighbour_up(idle, holding([awaited.0]), start);
+    let (mut urgent, mut lent, mut now) = (0, 0, start);
+    while now < start + Duration::from_secs(3) {
+        now += LATE / 2;
+        task.handle_alive(idle, now);
+        task.handle_timeout(now);
+        while let Some(action) = task.poll_action() {
+            let Action::Pull { request, .. } = action else { continue };
+            let answer = if request.urgent == Some(awaited) {
+                urgent += 1;
+                PullPieceResponse::Pieces(vec![PieceSource {
+                    node: idle,
+                    pieces: PieceRange { first: awaited, count: 1 },
+                }])
+            } else {
+                lent += u32::from(request.can_fetch);
+                PullPieceResponse::Wait { retry_after: LATE, neighbours: vec![], paused: Added::default() }
+            };
+            task.handle_pulled(home, answer, now);
+        }
+    }
+    assert!((2..=4).contains(&urgent), "{urgent}: about once a second");
+    assert!(lent >= 10, "{lent}");
 }
 
 /// Row 30: whatever comes in whatever order.

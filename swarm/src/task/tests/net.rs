@@ -8,7 +8,7 @@ mod node;
 
 use super::*;
 use crate::home::Home;
-use crate::intake::{HELD_FOR, Held, Intake, Pace, Verdict};
+use crate::intake::{Intake, Pace};
 use crate::upload::{OFFER_MAX, Step, Ticket, Uploads};
 use darter_tracker::{Digest, PieceSize, PullPieceRequest, RegisterRequest, ReportPieceRequest, Role};
 
@@ -51,7 +51,6 @@ pub(super) enum Event {
     Ask(usize),
     Turn(usize, Ticket),
     Lapse(Ticket),
-    HeldLongEnough(usize, Ticket),
     NoTurn(usize, Option<ErrorKind>),
     Decline(usize),
     Take(usize, Ticket, PieceIndex),
@@ -100,7 +99,7 @@ pub(super) struct Node {
     pub(super) uploads: Uploads,
     pub(super) bad: Option<Bad>,
     uploading: BTreeMap<Ticket, (usize, Option<PieceIndex>)>,
-    intake: Intake<(usize, Ticket)>,
+    intake: Intake,
     /// From whom which pieces are to come.
     taken: BTreeMap<(usize, PieceIndex), Pace>,
     /// The turn that is being offered at this moment.

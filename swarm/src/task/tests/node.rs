@@ -78,9 +78,6 @@ impl Net {
                 self.with(node, |task| task.handle_turn_failed(from, kind, now));
             }
             Event::Take(from, ticket, piece) if self.reaches(from, node) => self.take(node, from, ticket, piece),
-            Event::HeldLongEnough(from, ticket) if self.nodes[node].intake.forget(&(from, ticket)) => {
-                self.use_turn(node, from, ticket, None);
-            }
             Event::Lapse(ticket)
                 if self.nodes[node].uploading.get(&ticket).is_some_and(|(_, piece)| piece.is_none()) =>
             {
@@ -271,19 +268,12 @@ impl Net {
     fn turn(&mut self, node: usize, from: usize, ticket: Ticket) {
         let peer = self.nodes[from].id;
         let pace = self.nodes[node].task.as_ref().map_or(Pace::Usual, |task| task.pace(peer));
-        match self.nodes[node].intake.offer((from, ticket), self.geometry.piece_size().bytes(), pace) {
-            Verdict::Take => self.use_turn(node, from, ticket, Some(pace)),
-            Verdict::Decline => self.use_turn(node, from, ticket, None),
-            Verdict::Hold => self.push(HELD_FOR, node, Event::HeldLongEnough(from, ticket)),
-        }
-    }
-
-    fn use_turn(&mut self, node: usize, from: usize, ticket: Ticket, place: Option<Pace>) {
-        let (peer, now) = (self.nodes[from].id, self.now);
-        self.nodes[node].offer = Some((ticket, place.unwrap_or_default()));
-        self.with(node, |task| task.handle_turn(peer, place.is_some(), now));
+        let room = self.nodes[node].intake.take(self.geometry.piece_size().bytes(), pace);
+        let now = self.now;
+        self.nodes[node].offer = Some((ticket, pace));
+        self.with(node, |task| task.handle_turn(peer, room, now));
         self.drain(node);
-        if let Some(pace) = self.nodes[node].offer.take().and(place) {
+        if let Some((_, pace)) = self.nodes[node].offer.take().filter(|_| room) {
             self.free_place(node, pace);
         }
     }
@@ -296,10 +286,10 @@ impl Net {
 
     fn free_place(&mut self, node: usize, pace: Pace) {
         let now = self.now;
-        match self.nodes[node].intake.release(self.geometry.piece_size().bytes(), pace) {
-            Some(Held { turn: (from, ticket), pace, .. }) => self.use_turn(node, from, ticket, Some(pace)),
-            None => self.with(node, |task| task.handle_room(now)),
-        }
+        self.nodes[node].intake.release(self.geometry.piece_size().bytes(), pace);
+        self.with(node, |task| {
+            let _ = task.handle_room(now);
+        });
     }
 
     fn take(&mut self, node: usize, from: usize, ticket: Ticket, piece: PieceIndex) {
