@@ -34,6 +34,11 @@ pub const RUN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Registry requests that a blob may cost beside one per [`RUN_BYTES_MAX`].
 pub const REQUESTS_BASE: u64 = 8;
 
+/// So many pieces in a row that a reader needs at once are lent one by one, then 2, 4, ... at a time. What a holder does not give
+/// would else come piece by piece to the end, each after a reader's wait; but who could not reach him for a moment shall not fetch
+/// what all others get from him.
+pub const SINGLES: u32 = 3;
+
 /// The runs that are being fetched.
 #[derive(Debug, Default)]
 pub struct Leases {
@@ -41,6 +46,8 @@ pub struct Leases {
     patience: Patience,
     /// Fetchers that were given up as silent, and when something had last come from them.
     doubted: BTreeMap<NodeId, Instant>,
+    /// How many runs in a row were lent as urgent, by the piece that follows the last.
+    urgent: BTreeMap<u32, u32>,
 }
 
 #[derive(Debug)]
@@ -69,6 +76,20 @@ impl Leases {
             }
             alive
         });
+    }
+
+    /// Notes that `pieces` are lent since a reader needs the first of them at once.
+    pub fn note_urgent(&mut self, pieces: PieceRange) {
+        let before = self.urgent.get(&pieces.first.0).copied().unwrap_or_default();
+        self.urgent.insert(pieces.end(), before + 1);
+    }
+
+    /// The longest run that is lent where a reader needs `first` at once.
+    #[must_use]
+    pub fn urgent_length(&self, first: PieceIndex) -> u32 {
+        let before = self.urgent.get(&first.0).copied().unwrap_or_default();
+        // As many pieces as a task may have at the most.
+        1 << before.saturating_sub(SINGLES).min(u16::BITS)
     }
 
     /// Whether somebody who is not in `without` is fetching `piece`.

@@ -70,9 +70,6 @@ pub struct Swarm {
     advertisers: BTreeSet<NodeId>,
     /// While leases of another home may be running that nobody has told of yet.
     settling: Option<Instant>,
-    /// The lengths of runs that were lent as urgent, by the piece that follows them. Whoever needs that at once is lent twice as much:
-    /// the rest of what a holder does not give would else come piece by piece, each after a reader's wait.
-    urgent: BTreeMap<u32, u32>,
     last_used: Instant,
 }
 
@@ -113,7 +110,6 @@ impl Swarm {
             bridge: Bridge::default(),
             advertisers: BTreeSet::new(),
             settling: None,
-            urgent: BTreeMap::new(),
             last_used: now,
         }
     }
@@ -240,7 +236,7 @@ impl Swarm {
         {
             *next_lease += 1;
             if request.urgent == Some(pieces.first) {
-                self.urgent.insert(pieces.end(), pieces.count);
+                self.leases.note_urgent(pieces);
             }
             tracing::debug!(task = %self.task, %from, first = pieces.first.0, count = pieces.count, urgent = ?request.urgent, "lease");
             return Ok(PullPieceResponse::Lease(self.leases.grant(
@@ -394,7 +390,7 @@ impl Swarm {
             self.holders.clear();
             self.fetched_at.clear();
             self.bridge = Bridge::default();
-            self.urgent.clear();
+            self.leases = Leases::default();
         }
     }
 
@@ -564,7 +560,7 @@ impl Swarm {
         if let Some(first) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
             let single = settling || self.leases.has(from) || isolated.contains(&from);
             let longest = if single { 1 } else { run_length(&geometry, geometry.pieces(), cluster_size) };
-            let most = self.urgent.get(&first.0).map_or(1, |before| longest.min(before * 2));
+            let most = longest.min(self.leases.urgent_length(first));
             let rest = (first.0 + 1..).take(most as usize - 1).map(PieceIndex);
             let rest = rest.take_while(|piece| free(*piece, distrusted, false));
             return Some(PieceRange { first, count: 1 + rest.count() as u32 });
