@@ -78,7 +78,7 @@ pub(super) struct Link {
     pull_may_lend: bool,
     /// The piece for which it says that a reader needs it at once.
     pull_urgent: Option<PieceIndex>,
-    /// Such pieces for which the home has named peers, and when: not longer than [`TOLD`] ago.
+    /// Such pieces for which the home has named peers, and when; counts for [`TOLD`].
     told: BTreeMap<PieceIndex, Instant>,
     report_sent: Option<Instant>,
     /// When something last came from the present home, if that was noticed.

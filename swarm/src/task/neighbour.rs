@@ -176,6 +176,11 @@ impl Neighbour {
         pieces
     }
 
+    /// Whether it offers one of `pieces` that it is not asked for.
+    pub(super) fn gives_any(&self, pieces: &[PieceIndex]) -> bool {
+        pieces.iter().any(|piece| self.has(*piece) && !self.asked(*piece))
+    }
+
     /// Whether it offers one of `wanted`.
     pub(super) fn offers_any(&self, wanted: &Bitmap) -> bool {
         self.has.intersects(wanted)

@@ -2,8 +2,8 @@
 //! rarest; ties at random. What one neighbour is slow with is taken from a second.
 //!
 //! A turn is asked of everybody who offers something that is wanted; of two for each place that is given back, once a turn has come
-//! for which there was none. The piece is chosen only when the turn has come, by what is
-//! wanted then: nothing waits for a busy neighbour that another could give.
+//! for which there was none. The piece is chosen only when the turn has come, by what is wanted then: nothing waits for a busy
+//! neighbour that another could give.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -131,15 +131,21 @@ impl Task {
     /// Asks everybody for a turn who offers something that is wanted, unless what comes would find no room.
     pub(super) fn drive_requests(&mut self, now: Instant) {
         let unanswered = std::mem::take(&mut self.unanswered);
+        if self.is_complete() {
+            return;
+        }
         match self.starved {
-            None => self.askable(now).into_iter().for_each(|peer| self.ask(peer, now)),
+            None => {
+                let (wanted, late) = (self.wanted(), self.late(now));
+                self.askable(&wanted, &late, now).into_iter().for_each(|peer| self.ask(peer, now));
+            }
             Some(since) if now >= since + STARVED_MAX => {
                 self.ask_for_room(ASKS_PER_PLACE, now);
             }
-            Some(_) => {
-                let others: Vec<NodeId> = self.in_order_of_need(now).into_iter().take(unanswered).collect();
-                others.into_iter().for_each(|peer| self.ask(peer, now));
+            Some(_) if unanswered > 0 => {
+                self.in_order_of_need(now).into_iter().take(unanswered).for_each(|peer| self.ask(peer, now));
             }
+            Some(_) => {}
         }
     }
 
@@ -157,16 +163,17 @@ impl Task {
 
     /// Those who may be asked for a turn: who can give what a reader waits for, then the others, at random.
     fn in_order_of_need(&mut self, now: Instant) -> Vec<NodeId> {
-        let mut askable = self.askable(now);
-        askable.shuffle(&mut self.rng);
         let (wanted, late) = (self.wanted(), self.late(now));
         let due = |waiting: &&Waiting| now.saturating_duration_since(waiting.since) >= READER_PATIENCE;
         let awaited = self.readers.values().filter(due).map(|waiting| waiting.piece);
         let awaited: Vec<PieceIndex> =
             awaited.filter(|piece| wanted.contains(*piece) || late.awaited.contains(piece)).collect();
-        let gives = |peer: &Neighbour| awaited.iter().any(|piece| peer.has(*piece) && !peer.asked(*piece));
-        askable.sort_by_cached_key(|peer| !self.neighbours.get(peer).is_some_and(gives));
-        askable
+        let gives = |peer: &NodeId| self.neighbours.get(peer).is_some_and(|peer| peer.gives_any(&awaited));
+        let (mut order, mut others): (Vec<_>, Vec<_>) = self.askable(&wanted, &late, now).into_iter().partition(gives);
+        order.shuffle(&mut self.rng);
+        others.shuffle(&mut self.rng);
+        order.append(&mut others);
+        order
     }
 
     /// Asks nobody until there is room.
@@ -176,16 +183,12 @@ impl Task {
     }
 
     /// Those who offer something that is wanted and are not asked for a turn yet.
-    fn askable(&self, now: Instant) -> Vec<NodeId> {
-        if self.is_complete() || self.background && self.in_flight() >= BACKGROUND {
+    fn askable(&self, wanted: &Bitmap, late: &Late, now: Instant) -> Vec<NodeId> {
+        if self.background && self.in_flight() >= BACKGROUND {
             return Vec::new();
         }
-        let wanted = self.wanted();
-        let late = self.late(now);
-        let useful = |neighbour: &Neighbour| {
-            let gives =
-                |pieces: &[PieceIndex]| pieces.iter().any(|piece| neighbour.has(*piece) && !neighbour.asked(*piece));
-            neighbour.ready(now) && (neighbour.offers_any(&wanted) || gives(&late.awaited) || gives(&late.others))
+        let useful = |it: &Neighbour| {
+            it.ready(now) && (it.offers_any(wanted) || it.gives_any(&late.awaited) || it.gives_any(&late.others))
         };
         self.neighbours.iter().filter(|(_, neighbour)| useful(neighbour)).map(|(peer, _)| *peer).collect()
     }
