@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::contestants::Contestant;
+use crate::lab::netns::CONGESTION;
 
 /// How it is called.
 pub const USAGE: &str = "\
@@ -23,6 +24,7 @@ options
   --nodes N            nodes that pull
   --rate MBPS          every node's link, in each direction
   --registry-rate MBPS the registry's
+  --congestion NAME    what everybody's TCP regulates its rate by: cubic, bbr, or what else the kernel has
   --image LAYERS       as 8x16M, or 40K,2x1M,3M
   --runs N             runs of each contestant; they take turns
   --against LIST       of direct, aria2, rqbit; or none
@@ -130,6 +132,8 @@ pub struct Settings {
     pub rate: u32,
     /// The registry's.
     pub registry_rate: u32,
+    /// What everybody's TCP regulates its rate by, as the kernel calls it.
+    pub congestion: String,
     /// Sizes of the image's layers.
     pub layers_bytes: Vec<usize>,
     /// Runs of each contestant.
@@ -188,6 +192,7 @@ struct Given {
     nodes: Option<usize>,
     rate: Option<u32>,
     registry_rate: Option<u32>,
+    congestion: Option<String>,
     layers_bytes: Option<Vec<usize>>,
     runs: Option<usize>,
     against: Option<Vec<Contestant>>,
@@ -231,6 +236,7 @@ impl Given {
             "--nodes" => self.nodes = Some(number(option, value, 1, NODES_MAX)?),
             "--rate" => self.rate = Some(number(option, value, 1, RATE_MAX)?),
             "--registry-rate" => self.registry_rate = Some(number(option, value, 1, RATE_MAX)?),
+            "--congestion" => self.congestion = Some(value.to_owned()),
             "--image" => self.layers_bytes = Some(layers(value)?),
             "--runs" => self.runs = Some(number(option, value, 1, COUNT_MAX)?),
             "--against" => self.against = Some(contestants(value)?),
@@ -273,6 +279,7 @@ impl Given {
             nodes,
             rate: self.rate.unwrap_or(100),
             registry_rate: self.registry_rate.unwrap_or(100),
+            congestion: self.congestion.unwrap_or_else(|| CONGESTION.to_owned()),
             layers_bytes,
             // Slow: so many that each node is slow once.
             runs: self.runs.unwrap_or(if mode == Mode::Slow { nodes.div_ceil(2) } else { 5 }),
@@ -290,10 +297,11 @@ impl Given {
 }
 
 /// Options that have a value.
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 13] = [
     "--nodes",
     "--rate",
     "--registry-rate",
+    "--congestion",
     "--image",
     "--runs",
     "--against",
@@ -377,6 +385,7 @@ mod tests {
     fn every_mode_has_what_the_goals_are_about() {
         let cold = parse("cold").unwrap();
         assert_eq!((cold.nodes, cold.rate, cold.registry_rate, cold.runs), (16, 100, 100, 5));
+        assert_eq!(cold.congestion, "cubic");
         assert_eq!((cold.layers_bytes.len(), cold.layers_sum_bytes()), (8, 128 << 20));
         assert_eq!(cold.against, Against::Installed(vec![Contestant::Aria2, Contestant::Rqbit]));
         let small = parse("small").unwrap();
@@ -393,12 +402,13 @@ mod tests {
     #[test]
     fn options_replace_what_is_usual() {
         let line = "cold --nodes 50 --rate 20 --registry-rate 90 --image 1x32M --runs 2 --against direct,rqbit --seed 7 \
-                    --spread 1000 --repeats 0 --json --darter d --tools t";
+                    --spread 1000 --repeats 0 --congestion bbr --json --darter d --tools t";
         let settings = parse(line).unwrap();
         assert_eq!((settings.nodes, settings.rate, settings.registry_rate, settings.runs), (50, 20, 90, 2));
         assert_eq!((settings.layers_bytes, settings.seed, settings.repeats), (vec![32 << 20], 7, 0));
         assert_eq!(settings.against, Against::Named(vec![Contestant::Direct, Contestant::Rqbit]));
         assert_eq!((settings.spread, settings.json), (Duration::from_secs(1), true));
+        assert_eq!(settings.congestion, "bbr");
         assert_eq!((settings.darter.unwrap(), settings.tools.unwrap()), (PathBuf::from("d"), PathBuf::from("t")));
         assert_eq!(parse("cold --against none").unwrap().against, Against::Named(Vec::new()));
         assert_eq!(parse("rolling --wave 2").unwrap().wave, 2);

@@ -23,7 +23,7 @@ use crate::lab::cpu::{Tree, used_by};
 use crate::lab::daemon::Daemon;
 use crate::lab::docker::Route;
 use crate::lab::image::{Blob, Image, hex};
-use crate::lab::netns::Host;
+use crate::lab::netns::{CONGESTION, Host};
 use crate::lab::registry::{Access, Registry};
 use crate::lab::runner::interrupted;
 use crate::lab::skopeo::{self, Credentials};
@@ -109,7 +109,7 @@ pub async fn hit(args: &[&str], darter: &Path) -> Result<ExitCode> {
 }
 
 async fn measure(runs: usize, darter: &Path) -> Result<()> {
-    let mut world = World::new(darter).await?;
+    let mut world = World::new(darter, CONGESTION).await?;
     let registry = Registry::start(&mut world, Access::Open).await?;
     let ca = registry.ca.clone().context("a registry without TLS")?;
     let remote = Remote { name: &registry.name, ca: Some(&ca) };

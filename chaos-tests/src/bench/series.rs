@@ -13,6 +13,7 @@ use super::play::{Entrant, play};
 use crate::lab::cases::TOOLS;
 use crate::lab::command::installed;
 use crate::lab::daemon::log_tail;
+use crate::lab::netns::congestions;
 use crate::lab::runner::interrupted;
 use crate::lab::world::{self, World};
 
@@ -121,7 +122,7 @@ fn settled(shares: &[(f64, f64)], repeats: usize) -> Option<usize> {
 }
 
 async fn attempt(settings: &Settings, programs: &Programs, entrant: &Entrant, run: usize) -> Result<Measured> {
-    let result = match World::new(&programs.darter).await {
+    let result = match World::new(&programs.darter, &settings.congestion).await {
         Ok(mut world) => play(&mut world, settings, entrant, run).await,
         Err(error) => Err(error),
     };
@@ -139,6 +140,10 @@ fn entrants(settings: &Settings, programs: &Programs) -> Result<(Vec<Entrant>, V
     let mut problems = Vec::new();
     if !rustix::process::geteuid().is_root() {
         problems.push("it makes network namespaces, which takes root".to_owned());
+    }
+    let congestions = congestions();
+    if !congestions.contains(&settings.congestion) {
+        problems.push(format!("this kernel has no {}, but {}", settings.congestion, congestions.join(", ")));
     }
     problems.extend(TOOLS.iter().filter(|tool| !installed(tool)).map(|tool| format!("{tool} is not installed")));
     let (others, have_to) = match &settings.against {
@@ -168,6 +173,7 @@ fn head(settings: &Settings, entrant: &Entrant) -> Value {
         "nodes": settings.nodes,
         "rate_mbps": settings.rate,
         "registry_rate_mbps": settings.registry_rate,
+        "congestion": settings.congestion,
     })
 }
 

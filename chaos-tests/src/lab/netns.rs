@@ -25,6 +25,13 @@ const HOSTS_MAX: u8 = 254;
 /// How long killed processes may take to be gone, and with them their mounts.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What TCP regulates its rate by in hosts that ask for no other: what Linux has unless its distribution or its administrator
+/// chose another. Set in every host, so that figures do not depend on the machine's choice.
+pub const CONGESTION: &str = "cubic";
+
+/// What [`Network::new`] can be told instead, as `sysctl` lists it.
+const CONGESTIONS: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+
 /// Names of nft's counters of what [`Host::lose`] sees and drops.
 const ARRIVED: &str = "arrived";
 const LOST: &str = "lost";
@@ -39,6 +46,7 @@ const NAMESPACES: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Network {
     prefix: String,
+    congestion: String,
     hosts: u8,
 }
 
@@ -56,13 +64,13 @@ pub struct Host {
 }
 
 impl Network {
-    /// Makes the router. All names begin with `prefix`.
-    pub async fn new(prefix: &str) -> Result<Self> {
+    /// Makes the router. All names begin with `prefix`; hosts will have the congestion control of this name, one of
+    /// [`congestions`].
+    pub async fn new(prefix: &str, congestion: &str) -> Result<Self> {
         let router = format!("{prefix}-router");
         ip(&["netns", "add", &router]).await?;
-        let forward = Run::new("nsenter").arg(format!("--net={NAMESPACES}/{router}"));
-        forward.args(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]).output().await?;
-        Ok(Self { prefix: prefix.to_owned(), hosts: 0 })
+        set(&router, "net/ipv4/ip_forward", "1").await?;
+        Ok(Self { prefix: prefix.to_owned(), congestion: congestion.to_owned(), hosts: 0 })
     }
 
     /// Plugs in another host; the first is `.1`, the next `.2`.
@@ -73,6 +81,7 @@ impl Network {
         let port = format!("p{}", self.hosts);
         let (own, inside) = (format!("{address}/32"), ["-n", &namespace]);
         ip(&["netns", "add", &namespace]).await?;
+        set(&namespace, "net/ipv4/tcp_congestion_control", &self.congestion).await?;
         let pair =
             ["link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port, "netns", &router];
         ip(&pair).await?;
@@ -197,6 +206,13 @@ fn limited(device: &str, megabits: u32) -> Vec<String> {
     args.map(str::to_owned).to_vec()
 }
 
+/// What this machine's kernel can be told to regulate TCP by; nothing where it does not say.
+#[must_use]
+pub fn congestions() -> Vec<String> {
+    let all = std::fs::read_to_string(CONGESTIONS).unwrap_or_default();
+    all.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Kills whatever still runs in the namespaces whose names begin with `prefix`, and removes them.
 ///
 /// Goes on after an error, so that one stubborn namespace does not leave the others behind; returns the last one.
@@ -231,6 +247,13 @@ async fn remove(namespace: &str) -> Result<()> {
     let killed = wait_for(&format!("the processes of {namespace} to end"), KILL_DEADLINE, emptied).await;
     ip(&["netns", "del", namespace]).await?;
     killed
+}
+
+/// Sets a kernel parameter, by its path below /proc/sys, of one namespace.
+async fn set(namespace: &str, parameter: &str, value: &str) -> Result<()> {
+    let write = ["sh", "-c", r#"echo "$2" > "/proc/sys/$1""#, "sh", parameter, value];
+    let inside = Run::new("nsenter").arg(format!("--net={NAMESPACES}/{namespace}")).args(write);
+    inside.output().await.map(drop)
 }
 
 async fn ip(args: &[&str]) -> Result<String> {

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::cases::{CASES, Case, ON_DEMAND, TOOLS};
 use super::command::installed;
 use super::daemon::log_tail;
+use super::netns::CONGESTION;
 use super::world::{self, World};
 
 /// The longest that any case may take, so that a hang is a failure and not a job that somebody cancels. The longest one lasts
@@ -125,7 +126,7 @@ async fn attempt(case: &Case, darter: &Path) -> Outcome {
 }
 
 async fn play(case: &Case, darter: &Path) -> Result<String> {
-    let mut world = World::new(darter).await?;
+    let mut world = World::new(darter, CONGESTION).await?;
     (case.run)(&mut world).await
 }
 

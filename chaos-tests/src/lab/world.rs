@@ -24,14 +24,14 @@ pub struct World {
 }
 
 impl World {
-    /// An empty world. `darter` is the agent's binary.
-    pub async fn new(darter: &Path) -> Result<Self> {
+    /// An empty world. `darter` is the agent's binary, `congestion` what its hosts regulate TCP by ([`Network::new`]).
+    pub async fn new(darter: &Path, congestion: &str) -> Result<Self> {
         let prefix = format!("{PREFIX}{}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
         ensure!(dir.as_os_str().len() <= DIRECTORY_MAX_BYTES, "{} is too long for sockets: set TMPDIR", dir.display());
         std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         std::fs::write(dir.join(MARK), "")?;
-        let network = Network::new(&prefix).await?;
+        let network = Network::new(&prefix, congestion).await?;
         Ok(Self { dir, network, darter: darter.to_owned() })
     }
 
