@@ -11,7 +11,7 @@ use super::directory::Place;
 use super::error::StoreError;
 use super::partial::Files;
 use super::state::{Claim, Outcome, Progress, State, lock};
-use super::verify::{self, Hashed};
+use super::verify::{self, Hashed, VerifiedPiece};
 use super::{Context, Store, publish};
 use crate::admin::metrics::PieceOrigin;
 
@@ -161,25 +161,38 @@ impl Blob {
             Outcome::Incomplete | Outcome::Complete if state.held().contains(piece) => Ok(()),
             _ => Err(StoreError::NotHeld { piece }),
         })?;
+        self.look(State::touch);
+        let stored = match self.open_files().and_then(|files| verify::stored_at_hand(&files, piece)) {
+            Some(stored) => stored,
+            None => self.stored(piece).await?,
+        };
+        // It may have been found to be poisoned while it was read.
+        match self.look(|state| state.outcome()) {
+            Outcome::Incomplete | Outcome::Complete => Ok(stored.into_parts()),
+            Outcome::Poisoned => Err(StoreError::Poisoned),
+            Outcome::Gone => Err(StoreError::NotHeld { piece }),
+        }
+    }
+
+    /// A piece from the disk, on a thread that may block.
+    async fn stored(self: &Arc<Self>, piece: PieceIndex) -> Result<VerifiedPiece, StoreError> {
         let blob = Arc::clone(self);
         self.blocking(move || {
-            blob.look(State::touch);
             let files = blob.files().map_err(|error| match error {
                 StoreError::Gone => StoreError::NotHeld { piece },
                 other => other,
             })?;
-            let stored = verify::stored(&files, piece).map_err(|_| {
+            verify::stored(&files, piece).map_err(|_| {
                 publish::lose(&blob, &files, piece);
                 StoreError::NotHeld { piece }
-            })?;
-            // It may have been found to be poisoned while it was read.
-            match blob.look(|state| state.outcome()) {
-                Outcome::Incomplete | Outcome::Complete => Ok(stored.into_parts()),
-                Outcome::Poisoned => Err(StoreError::Poisoned),
-                Outcome::Gone => Err(StoreError::NotHeld { piece }),
-            }
+            })
         })
         .await?
+    }
+
+    /// The blob's files, if somebody has them open.
+    fn open_files(&self) -> Option<Arc<Files>> {
+        self.files.try_lock().ok()?.upgrade()
     }
 
     fn claim(&self, piece: PieceIndex) -> Result<Claim, StoreError> {
