@@ -1,7 +1,10 @@
 //! Whom to serve: a few pieces at a time, and whose turn it is next.
 //!
 //! Who wants something of a task waits in line, and says which piece only when it is offered its turn: by then it knows what
-//! it lacks, and nothing that it might get elsewhere waits for a busy link. The neediest comes first.
+//! it lacks, and nothing that it might get elsewhere waits for a busy link. Tasks take turns; of those who want the same, the
+//! neediest comes first. Were the neediest of all tasks first, an image's last layers, of which nobody holds much yet, would keep
+//! its first ones from their end: their last pieces stayed with one holder for half a minute, until others who waited fetched them
+//! again (16 nodes at 25 Mb/s: 1.02 to 1.04 copies instead of 1.00 to 1.01).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,6 +46,10 @@ pub enum Step {
 pub struct Uploads {
     next: u64,
     requests: BTreeMap<Ticket, Request>,
+    /// The number of the last turn that was offered for each task, while somebody wants something of it.
+    offered: BTreeMap<TaskId, u64>,
+    /// Turns that were offered.
+    offers: u64,
 }
 
 #[derive(Debug)]
@@ -87,7 +94,11 @@ impl Uploads {
 
     /// A request is over, whether it was being served or waited; returns what follows for others.
     pub fn finish(&mut self, ticket: Ticket) -> Vec<Step> {
-        self.requests.remove(&ticket);
+        if let Some(request) = self.requests.remove(&ticket)
+            && self.of(request.task).next().is_none()
+        {
+            self.offered.remove(&request.task);
+        }
         self.proceed()
     }
 
@@ -101,19 +112,23 @@ impl Uploads {
         self.requests.values().filter(move |request| request.task == task)
     }
 
-    /// Fills slots: first with those who have said what they want, in their order, then by offering turns to the neediest.
+    /// Fills slots: first with those who have said what they want, then by offering turns.
     fn proceed(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         while self.active() < ACTIVE
-            && let Some(ticket) = self.neediest(State::Ready)
+            && let Some(ticket) = self.next(State::Ready)
         {
             self.set(ticket, State::Active);
             steps.push(Step::Serve(ticket));
         }
         while self.placed() < ACTIVE + AHEAD
-            && let Some(ticket) = self.neediest(State::Waiting)
+            && let Some(ticket) = self.next(State::Waiting)
         {
             self.set(ticket, State::Offered);
+            self.offers += 1;
+            if let Some(request) = self.requests.get(&ticket) {
+                self.offered.insert(request.task, self.offers);
+            }
             steps.push(Step::Offer(ticket));
         }
         steps
@@ -130,9 +145,11 @@ impl Uploads {
         }
     }
 
-    fn neediest(&self, state: State) -> Option<Ticket> {
+    /// The neediest of the task that has waited longest for a turn.
+    fn next(&self, state: State) -> Option<Ticket> {
         let candidates = self.requests.iter().filter(|(_, request)| request.state == state);
-        candidates.min_by_key(|(ticket, request)| (request.holds, **ticket)).map(|(ticket, _)| *ticket)
+        let last = |request: &Request| self.offered.get(&request.task).copied().unwrap_or_default();
+        candidates.min_by_key(|(ticket, request)| (last(request), request.holds, **ticket)).map(|(ticket, _)| *ticket)
     }
 }
 
@@ -172,6 +189,34 @@ mod tests {
         assert_eq!(uploads.finish(first[0]), [Step::Serve(ahead), Step::Offer(poor)]);
         assert_eq!(uploads.finish(poor), [Step::Offer(rich)], "who wants nothing any more leaves its turn to the next");
         assert_eq!(uploads.active(), ACTIVE);
+    }
+
+    #[test]
+    fn who_has_nothing_of_one_task_does_not_keep_others_from_the_end_of_another() {
+        let mut uploads = Uploads::default();
+        let mut ask = |number: u8, of, holds| uploads.request(task(of), peer(number), holds).unwrap();
+        let (first, _) = ask(0, 1, 60);
+        for number in 1..=10 {
+            ask(number, 1, 60);
+            ask(number, 2, 0);
+        }
+        let mut served = BTreeMap::<TaskId, usize>::new();
+        let mut steps = uploads.take(first);
+        while let Some(step) = steps.pop() {
+            let (Step::Offer(ticket) | Step::Serve(ticket)) = step;
+            if matches!(step, Step::Offer(_)) {
+                *served.entry(uploads.requests[&ticket].task).or_default() += 1;
+            }
+            steps.extend(uploads.finish(ticket));
+            if served.values().sum::<usize>() == 10 {
+                break;
+            }
+        }
+        assert_eq!(served.into_values().collect::<Vec<_>>(), [5, 5]);
+        assert_eq!(uploads.offered.len(), 2);
+        let left: Vec<Ticket> = uploads.requests.keys().copied().collect();
+        left.into_iter().for_each(|ticket| drop(uploads.finish(ticket)));
+        assert!(uploads.offered.is_empty(), "what nobody wants is forgotten");
     }
 
     #[test]
