@@ -1,10 +1,10 @@
 //! Whom to serve: a few pieces at a time, and whose turn it is next.
 //!
-//! Who wants something of a task waits in line, and says which piece only when it is offered its turn: by then it knows what
-//! it lacks, and nothing that it might get elsewhere waits for a busy link. Tasks take turns; of those who want the same, the
+//! Who wants something of a task waits in line, and says which piece only when it is offered its turn: by then it knows what it
+//! lacks, and nothing that it might get elsewhere waits for a busy link. Tasks take turns; of those who want the same, the
 //! neediest comes first. Were the neediest of all tasks first, an image's last layers, of which nobody holds much yet, would keep
-//! its first ones from their end: their last pieces stayed with one holder for half a minute, until others who waited fetched them
-//! again (16 nodes at 25 Mb/s: 1.02 to 1.04 copies instead of 1.00 to 1.01).
+//! its first ones from their end: their last pieces stayed with one holder for over fifteen seconds, until others who waited
+//! fetched them again (16 nodes at 25 Mb/s: 1.02 to 1.04 copies instead of 1.00 to 1.01).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
