@@ -46,7 +46,8 @@ pub enum Step {
 pub struct Uploads {
     next: u64,
     requests: BTreeMap<Ticket, Request>,
-    /// The number of the last turn that was offered for each task, while somebody wants something of it.
+    /// The number of the last turn that was offered for each task of which somebody wants something; at first that of any task's, so
+    /// that one that comes again and again does not come before the others.
     offered: BTreeMap<TaskId, u64>,
     /// Turns that were offered.
     offers: u64,
@@ -80,6 +81,7 @@ impl Uploads {
         self.next += 1;
         let ticket = Ticket(self.next);
         self.requests.insert(ticket, Request { task, peer, holds, state: State::Waiting });
+        self.offered.entry(task).or_insert(self.offers);
         Some((ticket, self.proceed()))
     }
 
@@ -116,13 +118,13 @@ impl Uploads {
     fn proceed(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         while self.active() < ACTIVE
-            && let Some(ticket) = self.next(State::Ready)
+            && let Some(ticket) = self.foremost(State::Ready)
         {
             self.set(ticket, State::Active);
             steps.push(Step::Serve(ticket));
         }
         while self.placed() < ACTIVE + AHEAD
-            && let Some(ticket) = self.next(State::Waiting)
+            && let Some(ticket) = self.foremost(State::Waiting)
         {
             self.set(ticket, State::Offered);
             self.offers += 1;
@@ -146,7 +148,7 @@ impl Uploads {
     }
 
     /// The neediest of the task that has waited longest for a turn.
-    fn next(&self, state: State) -> Option<Ticket> {
+    fn foremost(&self, state: State) -> Option<Ticket> {
         let candidates = self.requests.iter().filter(|(_, request)| request.state == state);
         let last = |request: &Request| self.offered.get(&request.task).copied().unwrap_or_default();
         candidates.min_by_key(|(ticket, request)| (last(request), request.holds, **ticket)).map(|(ticket, _)| *ticket)
@@ -217,6 +219,28 @@ mod tests {
         let left: Vec<Ticket> = uploads.requests.keys().copied().collect();
         left.into_iter().for_each(|ticket| drop(uploads.finish(ticket)));
         assert!(uploads.offered.is_empty(), "what nobody wants is forgotten");
+    }
+
+    #[test]
+    fn tasks_that_come_again_as_soon_as_they_are_served_leave_turns_to_others() {
+        let mut uploads = Uploads::default();
+        let mut steps = Vec::new();
+        // One of each of the first tasks, and many of the last, who hold more.
+        for number in 1..=20 {
+            steps.extend(uploads.request(task(number), peer(number), 0).unwrap().1);
+            steps.extend(uploads.request(task(99), peer(number), 60).unwrap().1);
+        }
+        let mut turns = [0; 2];
+        while turns[0] + turns[1] < 210 {
+            let step = steps.remove(0);
+            let (Step::Offer(ticket) | Step::Serve(ticket)) = step;
+            let Request { task, peer, holds, .. } = uploads.requests[&ticket];
+            turns[usize::from(holds > 0)] += 1;
+            steps.extend(uploads.finish(ticket));
+            steps.extend(uploads.request(task, peer, holds).unwrap().1);
+        }
+        // Of 21 tasks four or five have their turn at the moment, and the others wait for the next.
+        assert!((10..=15).contains(&turns[1]), "one in 16: {turns:?}");
     }
 
     #[test]

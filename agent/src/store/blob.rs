@@ -158,10 +158,12 @@ impl Blob {
     pub async fn piece(self: &Arc<Self>, piece: PieceIndex) -> Result<(PieceProof, Bytes), StoreError> {
         self.look(|state| match state.outcome() {
             Outcome::Poisoned => Err(StoreError::Poisoned),
-            Outcome::Incomplete | Outcome::Complete if state.held().contains(piece) => Ok(()),
+            Outcome::Incomplete | Outcome::Complete if state.held().contains(piece) => {
+                state.touch();
+                Ok(())
+            }
             _ => Err(StoreError::NotHeld { piece }),
         })?;
-        self.look(State::touch);
         let stored = match self.open_files().and_then(|files| verify::stored_at_hand(&files, piece)) {
             Some(stored) => stored,
             None => self.stored(piece).await?,

@@ -221,8 +221,7 @@ fn uploads_stay_within_their_caps() {
     let (mut most, mut busy) = (0, 0);
     for _ in 0..20_000 {
         // Those who wait are many, and few of them are soon offered anything.
-        let moves = |state: &&str| *state != "waiting";
-        let moving = states.iter().filter(|(_, state)| moves(state)).nth(rng.random_range(0..ACTIVE + AHEAD));
+        let moving = states.iter().filter(|(_, state)| **state != "waiting").nth(rng.random_range(0..ACTIVE + AHEAD));
         let any = moving.map(|(ticket, _)| ticket).or_else(|| states.keys().nth(rng.random_range(0..8))).copied();
         let steps = match (rng.random_range(0..8), any) {
             (0, Some(ticket)) => {
