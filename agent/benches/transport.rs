@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use darter_agent::admin::metrics::{Metrics, PieceOrigin};
 use darter_agent::net::{Mode, Peer, Transport};
-use darter_agent::store::{Blob, Hashed, Outcome, Settings, Store};
+use darter_agent::store::{Blob, Hashed, MEMORY_BYTES, Outcome, Settings, Store};
 use darter_swarm::identity::{ClusterKeys, NodeKey};
 use darter_tracker::{Digest, Geometry, PieceIndex, PieceProof, PieceSize, TaskId};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -208,6 +208,7 @@ fn store(dir: &Path, end: &str) -> Arc<Store> {
         min_free_bytes: 0,
         idle: Duration::MAX,
         verify_before_stream: false,
+        memory_bytes: MEMORY_BYTES,
     };
     Store::open(settings, Arc::new(Metrics::default())).unwrap()
 }

@@ -25,6 +25,7 @@ pub fn store(config: &Config) -> anyhow::Result<store::Settings> {
         min_free_bytes: config.cache.min_free.bytes(total),
         idle: config.cache.idle,
         verify_before_stream: config.verify == config::Verify::BeforeStream,
+        memory_bytes: store::MEMORY_BYTES,
     })
 }
 

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use darter_tracker::{Bitmap, Geometry, PieceIndex, PieceProof, TaskId};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::directory::Place;
 use super::error::StoreError;
+use super::memory::BlobId;
 use super::partial::Files;
 use super::state::{Claim, Outcome, Progress, State, lock};
 use super::verify::{self, Hashed, VerifiedPiece};
@@ -20,6 +21,7 @@ use crate::admin::metrics::PieceOrigin;
 /// An `Arc<Blob>` is a hold: as long as anybody but the store has one (a pull, an upload, a [`Reader`](super::Reader)),
 /// the blob is not evicted.
 pub struct Blob {
+    id: BlobId,
     task: TaskId,
     geometry: Geometry,
     state: Mutex<State>,
@@ -59,6 +61,7 @@ impl Blob {
     ) -> Self {
         let state = State::new(*task.digest(), geometry, held, place, idle);
         Self {
+            id: context.next_blob(),
             task,
             geometry,
             progress: watch::Sender::new(state.progress()),
@@ -145,12 +148,24 @@ impl Blob {
                 Claim::Busy => progress.changed().await.map_err(|_| StoreError::Gone)?,
             }
         };
-        let proof = *proof;
-        // Counted where it is written: the last piece ends the pull, and with it whoever waits here.
-        self.blocking(move || claimed.write(&proof, bytes, source)).await?.map(|()| true)
+        let (proof, blob) = (*proof, Arc::clone(self));
+        let (done, written) = oneshot::channel();
+        drop(self.context.jobs.spawn_blocking(move || {
+            let (files, result) = match claimed.write(&proof, bytes, source) {
+                Ok(files) => (Some(files), Ok(true)),
+                Err(error) => (None, Err(error)),
+            };
+            // Nobody waits for the whole to be hashed on; that nobody waits at all any more makes no difference.
+            let _ = done.send(result);
+            if let Some(files) = files {
+                verify::run_along(&blob, &files);
+            }
+        }));
+        written.await.map_err(|_| StoreError::Stopped)?
     }
 
-    /// A piece and its proof, for an upload. The bytes are compared with the proof once more.
+    /// A piece and its proof, for an upload. The bytes are compared with the proof once more, unless they are in memory since they
+    /// were.
     ///
     /// # Errors
     /// [`StoreError::NotHeld`] if the piece is not there, rotted, or was removed from outside, [`StoreError::Poisoned`]
@@ -164,7 +179,8 @@ impl Blob {
             }
             _ => Err(StoreError::NotHeld { piece }),
         })?;
-        let stored = match self.open_files().and_then(|files| verify::stored_at_hand(&files, piece)) {
+        let at_hand = || self.open_files().and_then(|files| verify::stored_at_hand(&files, piece));
+        let stored = match self.remembered(piece).or_else(at_hand) {
             Some(stored) => stored,
             None => self.stored(piece).await?,
         };
@@ -190,6 +206,19 @@ impl Blob {
             })
         })
         .await?
+    }
+
+    /// A piece that came a moment ago, from memory. Whether it may be given is for the asker to know.
+    pub(super) fn remembered(&self, piece: PieceIndex) -> Option<VerifiedPiece> {
+        self.context.memory.get(self.id, piece)
+    }
+
+    /// Lets memory go of a piece, or of all of them.
+    pub(super) fn unremember(&self, piece: Option<PieceIndex>) {
+        match piece {
+            Some(piece) => self.context.memory.forget(self.id, piece),
+            None => self.context.memory.forget_all(self.id),
+        }
     }
 
     /// The blob's files, if somebody has them open.
@@ -292,20 +321,23 @@ impl std::fmt::Debug for Blob {
 }
 
 impl Claimed {
-    fn write(self, proof: &PieceProof, bytes: Hashed, source: PieceOrigin) -> Result<(), StoreError> {
+    /// Writes the piece, and counts it: the last one ends the pull, and with it whoever waits for it.
+    fn write(self, proof: &PieceProof, bytes: Hashed, source: PieceOrigin) -> Result<Arc<Files>, StoreError> {
         let (blob, piece) = (&self.blob, self.piece);
         let length = bytes.length();
         let verified = verify::received(&blob.geometry, piece, proof, bytes)?;
         let files = blob.files()?;
         files.write(&verified).map_err(|source| StoreError::writing("writing a piece", length, source))?;
-        if !blob.change(|state| state.arrived(piece, verified.bytes())) {
+        // Whoever sees that it has come finds it there.
+        blob.context.memory.keep(blob.id, verified);
+        if !blob.change(|state| state.arrived(piece)) {
+            blob.unremember(Some(piece));
             return Err(match blob.look(|state| state.outcome()) {
                 Outcome::Poisoned => StoreError::Poisoned,
                 _ => StoreError::Gone,
             });
         }
         blob.context.metrics.piece(source);
-        verify::kick(blob, Some(files));
-        Ok(())
+        Ok(files)
     }
 }

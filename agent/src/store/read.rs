@@ -127,7 +127,8 @@ impl Reader {
                 self.progress.changed().await.map_err(|_| StoreError::Gone)?;
                 continue;
             };
-            let chunk = match verify::at_hand(&files, piece, start, end - start) {
+            let remembered = self.blob.remembered(piece).map(|it| it.range(self.blob.geometry(), start, end - start));
+            let chunk = match remembered.or_else(|| verify::at_hand(&files, piece, start, end - start)) {
                 Some(range) => range.into_bytes(),
                 None => self.elsewhere(&files, piece, start, end - start).await?,
             };

@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use darter_tracker::{Bitmap, Digest, Geometry, PieceIndex, PieceProof};
 
 use super::directory::Place;
@@ -65,8 +64,6 @@ pub(super) struct Turn {
     pub(super) hasher: Whole,
     /// `None` when every piece has been hashed.
     pub(super) piece: Option<PieceIndex>,
-    /// The piece's bytes, if they are still in memory.
-    pub(super) bytes: Option<Bytes>,
 }
 
 /// How far the whole has been hashed.
@@ -76,8 +73,6 @@ struct Hashing {
     next: PieceIndex,
     /// `None` while a thread has it, so there are never two.
     hasher: Option<Whole>,
-    /// The bytes of the next piece, or of the one after it while a thread is at the next: one piece in memory a blob.
-    ahead: Option<(PieceIndex, Bytes)>,
 }
 
 /// The state of one blob.
@@ -119,7 +114,7 @@ impl State {
             held,
             lost: 0,
             outcome,
-            hashing: Hashing { generation: 0, next: PieceIndex(0), hasher: Some(Whole::new(&digest)), ahead: None },
+            hashing: Hashing { generation: 0, next: PieceIndex(0), hasher: Some(Whole::new(&digest)) },
             busy: BTreeSet::new(),
             used: LastUse { at: Instant::now(), before: idle },
             used_on_disk: true,
@@ -183,18 +178,13 @@ impl State {
     }
 
     /// A claimed piece is on disk. Tells whether the blob still takes pieces.
-    pub(super) fn arrived(&mut self, piece: PieceIndex, bytes: &Bytes) -> bool {
+    pub(super) fn arrived(&mut self, piece: PieceIndex) -> bool {
         self.busy.remove(&piece);
         if self.outcome != Outcome::Incomplete {
             return false;
         }
         self.held.insert(piece);
         self.touch();
-        let next = self.hashing.next.0;
-        let at_next = self.hashing.hasher.is_none();
-        if piece.0 == next || (at_next && piece.0 == next + 1) {
-            self.hashing.ahead = Some((piece, bytes.clone()));
-        }
         true
     }
 
@@ -214,7 +204,6 @@ impl State {
                 self.hashing.hasher = Some(Whole::new(&self.digest));
             }
         }
-        self.hashing.ahead = None;
         self.outcome = Outcome::Incomplete;
         true
     }
@@ -233,10 +222,9 @@ impl State {
             return None;
         }
         let next = self.hashing.next;
-        let bytes = self.hashing.ahead.take_if(|(piece, _)| *piece == next).map(|(_, bytes)| bytes);
         let piece = (next.0 < self.pieces).then_some(next);
         let generation = self.hashing.generation;
-        self.hashing.hasher.take().map(|hasher| Turn { generation, hasher, piece, bytes })
+        self.hashing.hasher.take().map(|hasher| Turn { generation, hasher, piece })
     }
 
     /// Brings the hasher back, one piece further if `advanced`.
@@ -265,7 +253,6 @@ impl State {
 
     /// The blob is not in the cache any more. A poisoned one stays poisoned, for its readers.
     pub(super) fn leave(&mut self) {
-        self.hashing.ahead = None;
         if self.outcome != Outcome::Poisoned {
             self.outcome = Outcome::Gone;
         }
@@ -286,7 +273,7 @@ mod tests {
 
     fn arrive(state: &mut State, piece: u32) {
         assert_eq!(state.claim(PieceIndex(piece)), Claim::Granted);
-        assert!(state.arrived(PieceIndex(piece), &Bytes::from_static(b"x")));
+        assert!(state.arrived(PieceIndex(piece)));
     }
 
     #[test]
@@ -297,7 +284,7 @@ mod tests {
         assert_eq!(state.claim(PieceIndex(1)), Claim::Granted);
         assert!(state.release(PieceIndex(0)));
         assert_eq!(state.claim(PieceIndex(0)), Claim::Granted);
-        assert!(state.arrived(PieceIndex(0), &Bytes::new()));
+        assert!(state.arrived(PieceIndex(0)));
         assert_eq!(state.claim(PieceIndex(0)), Claim::Held);
     }
 
@@ -308,15 +295,15 @@ mod tests {
         assert!(!state.has_turn());
         arrive(&mut state, 0);
         let turn = state.take_turn().unwrap();
-        assert_eq!((turn.piece, turn.bytes.is_some()), (Some(PieceIndex(0)), true));
+        assert_eq!(turn.piece, Some(PieceIndex(0)));
         assert!(state.take_turn().is_none());
         state.end_turn(turn.generation, turn.hasher, true);
         let turn = state.take_turn().unwrap();
-        assert_eq!((turn.piece, turn.bytes.is_some()), (Some(PieceIndex(1)), false));
+        assert_eq!(turn.piece, Some(PieceIndex(1)));
         arrive(&mut state, 2);
         state.end_turn(turn.generation, turn.hasher, true);
         let turn = state.take_turn().unwrap();
-        assert_eq!((turn.piece, turn.bytes.is_some()), (Some(PieceIndex(2)), true));
+        assert_eq!(turn.piece, Some(PieceIndex(2)));
         state.end_turn(turn.generation, turn.hasher, true);
         let turn = state.take_turn().unwrap();
         assert_eq!(turn.piece, None);

@@ -4,6 +4,7 @@
 
 mod crash;
 mod hand;
+mod remember;
 mod room;
 mod tamper;
 
@@ -88,6 +89,8 @@ fn settings(dir: &Path) -> Settings {
         min_free_bytes: 0,
         idle: Duration::MAX,
         verify_before_stream: false,
+        // What is damaged on the disk is to be seen; `memory` has tests of its own.
+        memory_bytes: 0,
     }
 }
 

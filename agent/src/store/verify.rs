@@ -4,7 +4,7 @@
 //! other, so bytes that were not compared with a digest cannot get to the disk, to a peer or to a client.
 //!
 //! A piece is compared with the BLAKE3 digest that its proof names when it arrives, and again when it is read back from
-//! files that were opened since. The whole blob's SHA-256 or SHA-512 runs along in order, from memory where it can.
+//! files that were opened since; what `memory` has kept was not on a disk, and is not compared again. The whole blob's SHA-256 or SHA-512 runs along in order, from memory where it can.
 //!
 //! Not here: whether a proof was signed by a member; that is checked before a piece is given to the store.
 
@@ -64,6 +64,7 @@ impl Hashed {
 }
 
 /// A piece whose bytes match the proof that they came with.
+#[derive(Clone)]
 pub(super) struct VerifiedPiece {
     piece: PieceIndex,
     proof: PieceProof,
@@ -101,6 +102,13 @@ impl VerifiedPiece {
 
     pub(super) fn into_parts(self) -> (PieceProof, Bytes) {
         (self.proof, self.bytes)
+    }
+
+    /// At most `length` bytes of it, and no more than a chunk, from `offset` of the blob on.
+    pub(super) fn range(&self, geometry: &Geometry, offset: u64, length: u64) -> VerifiedRange {
+        let part = Part::of(geometry, self.piece, offset, length);
+        let from = (part.offset - part.start) as usize;
+        VerifiedRange { bytes: self.bytes.slice(from..from + part.length) }
     }
 }
 
@@ -145,7 +153,7 @@ pub(super) fn stored_at_hand(files: &Files, piece: PieceIndex) -> Option<Verifie
 /// The part of a piece that begins at `offset` of the blob and has at most `length` bytes. The piece is compared with its
 /// record, if that has not been done since its files were opened.
 pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Result<VerifiedRange, Rotten> {
-    let part = Part::of(files, piece, offset, length);
+    let part = Part::of(&files.geometry, piece, offset, length);
     if !files.is_checked(piece) {
         if part.is_of_a_chunk() {
             let mut bytes = Vec::new();
@@ -162,7 +170,7 @@ pub(super) fn range(files: &Files, piece: PieceIndex, offset: u64, length: u64) 
 /// The same without waiting for the disk, and without more than a chunk's work: `None` where it would take either. Another
 /// thread is not asked for what takes less time than its waking.
 pub(super) fn at_hand(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Option<VerifiedRange> {
-    let part = Part::of(files, piece, offset, length);
+    let part = Part::of(&files.geometry, piece, offset, length);
     if files.is_checked(piece) {
         return files.read_cached(offset, part.length).map(|bytes| VerifiedRange { bytes: bytes.into() });
     }
@@ -184,8 +192,8 @@ struct Part {
 }
 
 impl Part {
-    fn of(files: &Files, piece: PieceIndex, offset: u64, length: u64) -> Self {
-        let (start, piece_length) = (files.geometry.offset(piece), files.geometry.piece_length(piece));
+    fn of(geometry: &Geometry, piece: PieceIndex, offset: u64, length: u64) -> Self {
+        let (start, piece_length) = (geometry.offset(piece), geometry.piece_length(piece));
         let left = (start + u64::from(piece_length)).saturating_sub(offset);
         let length = left.min(length).min(CHUNK_BYTES as u64) as usize;
         Self { piece, start, piece_length: piece_length as usize, offset, length }
@@ -200,8 +208,7 @@ impl Part {
     fn compared(&self, files: &Files, bytes: Vec<u8>, proof: &PieceProof) -> Result<VerifiedRange, Rotten> {
         let verified = received(&files.geometry, self.piece, proof, Hashed::now(bytes.into())).map_err(|_| Rotten)?;
         files.set_checked(self.piece);
-        let from = (self.offset - self.start) as usize;
-        Ok(VerifiedRange { bytes: verified.bytes.slice(from..from + self.length) })
+        Ok(verified.range(&files.geometry, self.offset, self.length as u64))
     }
 }
 
@@ -276,10 +283,10 @@ pub(super) fn kick(blob: &Arc<Blob>, files: Option<Arc<Files>>) {
     }));
 }
 
-/// Hashes the held prefix on, piece by piece, and decides when the end is reached.
-fn run_along(blob: &Arc<Blob>, files: &Arc<Files>) {
+/// Hashes the held prefix on, piece by piece, and decides when the end is reached. Does nothing where another is at it. Blocking.
+pub(super) fn run_along(blob: &Arc<Blob>, files: &Arc<Files>) {
     while !blob.context.stopping.load(Ordering::Relaxed) {
-        let Some(Turn { generation, mut hasher, piece, bytes }) = blob.look(|state| state.take_turn()) else {
+        let Some(Turn { generation, mut hasher, piece }) = blob.look(|state| state.take_turn()) else {
             return;
         };
         let Some(piece) = piece else {
@@ -293,9 +300,9 @@ fn run_along(blob: &Arc<Blob>, files: &Arc<Files>) {
             }
             continue;
         };
-        match bytes {
-            Some(bytes) => {
-                hasher.update(&bytes);
+        match blob.remembered(piece) {
+            Some(piece) => {
+                hasher.update(piece.bytes());
                 blob.look(|state| state.end_turn(generation, hasher, true));
             }
             None => {

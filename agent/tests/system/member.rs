@@ -74,6 +74,7 @@ impl Member {
             min_free_bytes: 0,
             idle: wait::PATIENCE,
             verify_before_stream: false,
+            memory_bytes: 0,
         };
         let store = Store::open(settings, metrics.clone()).unwrap();
         let peers = (gossip.clone(), transport.clone());

@@ -61,6 +61,7 @@ impl Node {
             min_free_bytes: 0,
             idle: PATIENCE,
             verify_before_stream: false,
+            memory_bytes: 0,
         };
         let store = Store::open(store, metrics.clone()).unwrap();
         let (home, home_loop) = HomeHandle::start(
