@@ -2,9 +2,9 @@
 //!
 //! In the order of a piece's way: `partial` (files, written in place) under names that `directory` computes, after
 //! `verify` has compared the bytes; `journal` remembers them; `memory` keeps for some seconds what most ask for again, while the
-//! blob is not whole; `read` streams them out in order; `publish` moves a blob
-//! whose whole digest matched, or throws it out; `recover` finds all of it again; `evict` makes room. `blob` is what
-//! the rest of the agent holds of one blob, `state` what is known of it in memory.
+//! blob is not whole; `read` streams them out in order; `publish` moves a blob whose whole digest matched, or throws it out;
+//! `recover` finds all of it again; `evict` makes room. `blob` is what the rest of the agent holds of one blob, `state` what is
+//! known of it in memory.
 //!
 //! Invariants:
 //!
@@ -33,7 +33,7 @@ pub(crate) mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -49,7 +49,7 @@ pub use self::verify::Hashed;
 
 use self::directory::{Directory, Place};
 use self::evict::{Candidate, Limits};
-use self::memory::{BlobId, Memory};
+use self::memory::Memory;
 use self::partial::Files;
 use self::state::{State, lock};
 use crate::admin::metrics::Metrics;
@@ -95,20 +95,12 @@ struct Context {
     verify_before_stream: bool,
     /// What has just come.
     memory: Memory,
-    /// Blobs so far.
-    blobs: AtomicU64,
     /// Everything that runs on blocking threads.
     jobs: TaskTracker,
     /// Long jobs end after the piece that they are at.
     stopping: AtomicBool,
     /// Taken by whoever makes, moves or removes files, and before the index where both are needed.
     disk: Mutex<()>,
-}
-
-impl Context {
-    fn next_blob(&self) -> BlobId {
-        BlobId(self.blobs.fetch_add(1, Ordering::Relaxed))
-    }
 }
 
 impl Store {
@@ -123,7 +115,6 @@ impl Store {
             metrics,
             verify_before_stream: settings.verify_before_stream,
             memory: Memory::new(settings.memory_bytes),
-            blobs: AtomicU64::new(0),
             jobs: TaskTracker::new(),
             stopping: AtomicBool::new(false),
             disk: Mutex::new(()),
@@ -289,7 +280,7 @@ impl Store {
     fn erase(&self, blob: &Blob) {
         let place = blob.look(|state| state.place);
         blob.change(State::leave);
-        blob.unremember(None);
+        blob.context.memory.forget_all(blob.id);
         if let Err(error) = self.context.directory.remove(place, blob.task().digest()) {
             tracing::warn!(task = %blob.task(), %error, "a file of the cache could not be removed");
         }

@@ -125,7 +125,11 @@ impl<'a> Import<'a> {
                     self.note(place, key, message);
                 }
                 "dfpath" => self.note(place, key, "left out: no other program is run"),
-                "maxprocs" => self.note(place, key, "left out: threads are as many as there are cores"),
+                "maxprocs" => self.note(
+                    place,
+                    key,
+                    "left out: half as many threads as there are cores, at most eight, do what does not block",
+                ),
                 "verbose" => self.note(place, key, "left out: DARTER_LOG=debug in the agent's environment does that"),
                 "logConfig" => {
                     self.note(place, key, "left out: logs go to stderr, for systemd or the container runtime")

@@ -21,7 +21,7 @@ use crate::admin::metrics::PieceOrigin;
 /// An `Arc<Blob>` is a hold: as long as anybody but the store has one (a pull, an upload, a [`Reader`](super::Reader)),
 /// the blob is not evicted.
 pub struct Blob {
-    id: BlobId,
+    pub(super) id: BlobId,
     task: TaskId,
     geometry: Geometry,
     state: Mutex<State>,
@@ -61,7 +61,7 @@ impl Blob {
     ) -> Self {
         let state = State::new(*task.digest(), geometry, held, place, idle);
         Self {
-            id: context.next_blob(),
+            id: context.memory.name(),
             task,
             geometry,
             progress: watch::Sender::new(state.progress()),
@@ -213,14 +213,6 @@ impl Blob {
         self.context.memory.get(self.id, piece)
     }
 
-    /// Lets memory go of a piece, or of all of them.
-    pub(super) fn unremember(&self, piece: Option<PieceIndex>) {
-        match piece {
-            Some(piece) => self.context.memory.forget(self.id, piece),
-            None => self.context.memory.forget_all(self.id),
-        }
-    }
-
     /// The blob's files, if somebody has them open.
     fn open_files(&self) -> Option<Arc<Files>> {
         self.files.try_lock().ok()?.upgrade()
@@ -331,7 +323,7 @@ impl Claimed {
         // Whoever sees that it has come finds it there.
         blob.context.memory.keep(blob.id, verified);
         if !blob.change(|state| state.arrived(piece)) {
-            blob.unremember(Some(piece));
+            blob.context.memory.forget(blob.id, piece);
             return Err(match blob.look(|state| state.outcome()) {
                 Outcome::Poisoned => StoreError::Poisoned,
                 _ => StoreError::Gone,

@@ -5,6 +5,7 @@
 //! known here: who asks has looked at the blob's state.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use darter_tracker::PieceIndex;
@@ -21,11 +22,13 @@ const PART_MAX: u64 = 2;
 
 /// Names one blob for as long as the process lives; one that was discarded and made anew is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct BlobId(pub(super) u64);
+pub(super) struct BlobId(u64);
 
 /// The pieces of all blobs.
 pub(super) struct Memory {
     bytes_max: u64,
+    /// How many blobs have a name.
+    named: AtomicU64,
     shelf: Mutex<Shelf>,
 }
 
@@ -42,7 +45,16 @@ struct Kept {
 impl Memory {
     /// Room for so many bytes of pieces.
     pub(super) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, shelf: Mutex::new(Shelf { pieces: LruCache::unbounded(), bytes: 0 }) }
+        Self {
+            bytes_max,
+            named: AtomicU64::new(0),
+            shelf: Mutex::new(Shelf { pieces: LruCache::unbounded(), bytes: 0 }),
+        }
+    }
+
+    /// A name for a blob that is new.
+    pub(super) fn name(&self) -> BlobId {
+        BlobId(self.named.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Keeps a piece; others may have to go for it.

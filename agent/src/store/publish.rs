@@ -19,7 +19,7 @@ pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool
     if !blob.change(|state| state.decide(generation, Outcome::Complete)) {
         return false;
     }
-    blob.unremember(None);
+    blob.context.memory.forget_all(blob.id);
     if let Err(error) = publish(blob, files) {
         // It is served from where it is; after a restart it is hashed and published again.
         tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
@@ -73,7 +73,7 @@ pub(super) fn poison(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool {
     if !decided {
         return false;
     }
-    blob.unremember(None);
+    blob.context.memory.forget_all(blob.id);
     blob.context.metrics.poisoned.inc();
     tracing::warn!(task = %blob.task(), "a blob does not match its digest");
     if blob.is_current()
@@ -90,7 +90,7 @@ pub(super) fn lose(blob: &Arc<Blob>, files: &Files, piece: PieceIndex) {
     if !blob.change(|state| state.lose(piece)) {
         return;
     }
-    blob.unremember(Some(piece));
+    blob.context.memory.forget(blob.id, piece);
     tracing::warn!(task = %blob.task(), piece = piece.0, "a piece of the cache has rotted and is dropped");
     if let Err(error) = files.forget(piece) {
         // Its record still names other bytes, so the piece will be found rotten again.
