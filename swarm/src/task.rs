@@ -269,7 +269,7 @@ impl Task {
                 self.origin.pause(paused.0, now);
                 self.meet(&neighbours, now);
                 self.link.put_off_by(retry_after);
-                let pause = retry_after.clamp(link::PULL_INTERVAL, link::PULL_INTERVAL_MAX);
+                let pause = retry_after.clamp(link::WAIT_MIN, link::PULL_INTERVAL_MAX);
                 // What it was not asked for is asked for at once.
                 let at_once = self.held_back && self.may_fetch_more();
                 self.link.pull_at(if at_once { now } else { now + pause });

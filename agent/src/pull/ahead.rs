@@ -7,6 +7,8 @@
 //! - what lies before a layer that was asked for is never started: it is held, or will be asked for anyway;
 //! - a client that has asked for [`EVIDENCE`] layers in a row lacks a stretch of the image: the [`WINDOW`] layers after the
 //!   last that it asked for are started. One that lacks a single layer starts nothing;
+//! - they wait until each layer that the client reads has its first piece: what is not asked for yet shall not share the
+//!   registry's link with what a client waits for;
 //! - they are given up when the client passes them over, or has a request to spare for [`FREE_SLOT`] and does not use it.
 //!
 //! HEADs, manifests, configs and parts of blobs (lazy snapshotters read those) are no requests for a layer.
@@ -105,6 +107,8 @@ struct Layer {
     asked: bool,
     /// Requests that are being answered.
     open: usize,
+    /// The client has been given a piece of it.
+    flows: bool,
     /// Since when a later one has been asked for.
     passed: Option<Instant>,
     started: Option<Started>,
@@ -162,6 +166,13 @@ impl<T: Clone> Ahead<T> {
         let asked = image.ask(task, whole, how, now);
         self.images.push_back(image);
         asked
+    }
+
+    /// A client has been given a whole piece of what it asked for.
+    pub(super) fn given(&mut self, asked: Asked) {
+        if let Some(layer) = self.image(asked.image).and_then(|image| image.layers.get_mut(asked.layer)) {
+            layer.flows = true;
+        }
     }
 
     /// A client's request has been answered, or it went away.
@@ -339,7 +350,8 @@ impl<T> Image<T> {
     /// A layer that the client will ask for soon.
     fn next_to_start(&mut self) -> Option<&mut Layer> {
         let lacks = self.layers.windows(EVIDENCE).any(|row| row.iter().all(|layer| layer.asked));
-        if !lacks || self.free_since.is_some() {
+        let waits = self.layers.iter().any(|layer| layer.open > 0 && !layer.flows);
+        if !lacks || waits || self.free_since.is_some() {
             return None;
         }
         let last = self.layers.iter().rposition(|layer| layer.asked)?;
@@ -355,6 +367,7 @@ impl Layer {
             length,
             asked: false,
             open: 0,
+            flows: false,
             passed: None,
             started: None,
             stopping: false,

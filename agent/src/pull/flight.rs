@@ -156,7 +156,7 @@ impl Flights {
                 self.possession.check(upstream, &request.origin, &blob).await?;
             }
             let reader = blob.reader(request.range);
-            return Ok(Reading { reader, seat: None, as_it_comes: false, _asked: asked }.stream());
+            return Ok(Reading { reader, seat: None, as_it_comes: false, asked }.stream());
         }
         for _ in 0..JOIN_ATTEMPTS {
             let flight = self.join(&request, FLIGHTS_MAX).await?;
@@ -164,8 +164,7 @@ impl Flights {
             if flight.events.send(Event::Client(Box::new(request.origin.clone()), request.named)).await.is_ok() {
                 let reader = flight.blob.reader(request.range.clone());
                 // Of what is given only after its registry has shown some of it, whole pieces are given.
-                let reading =
-                    Reading { reader, seat: Some(Seat::take(flight, id)), as_it_comes: believed, _asked: asked };
+                let reading = Reading { reader, seat: Some(Seat::take(flight, id)), as_it_comes: believed, asked };
                 let bytes = reading.stream();
                 if believed {
                     return Ok(bytes);
@@ -364,15 +363,23 @@ struct Reading {
     /// Whether bytes from the registry are given before their piece is complete.
     as_it_comes: bool,
     /// The client counts as asking until its response ends.
-    _asked: Option<AskedSeat>,
+    asked: Option<AskedSeat>,
 }
 
 impl Reading {
     fn stream(self) -> BlobStream {
         stream::unfold(Some(self), |reading| async {
             let mut reading = reading?;
+            let piece = reading.reader.position();
             match reading.next().await {
-                Ok(Some(bytes)) => Some((Ok(bytes), Some(reading))),
+                Ok(Some(bytes)) => {
+                    if reading.reader.position() != piece
+                        && let Some(asked) = &mut reading.asked
+                    {
+                        asked.given();
+                    }
+                    Some((Ok(bytes), Some(reading)))
+                }
                 Ok(None) => None,
                 Err(error) => Some((Err(error), None)),
             }

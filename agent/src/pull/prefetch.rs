@@ -64,6 +64,18 @@ impl Prefetch {
 pub(super) struct AskedSeat {
     flights: Arc<Flights>,
     asked: Asked,
+    given: bool,
+}
+
+impl AskedSeat {
+    /// The client has been given a whole piece.
+    pub(super) fn given(&mut self) {
+        if !std::mem::replace(&mut self.given, true) {
+            let prefetch = &self.flights.prefetch;
+            lock(&prefetch.ahead).given(self.asked);
+            prefetch.changed.notify_one();
+        }
+    }
 }
 
 impl Drop for AskedSeat {
@@ -96,7 +108,7 @@ impl Flights {
         let how = How { origin: request.origin.clone(), named: request.named };
         let asked = lock(&self.prefetch.ahead).asked(client, request.task, whole, how, Instant::now())?;
         self.prefetch.changed.notify_one();
-        Some(AskedSeat { flights: self.clone(), asked })
+        Some(AskedSeat { flights: self.clone(), asked, given: false })
     }
 }
 

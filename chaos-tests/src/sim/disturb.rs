@@ -28,10 +28,8 @@ impl World {
             return;
         }
         let pulls = &self.nodes[node as usize].pulls;
-        let (held, all) = pulls
-            .iter()
-            .map(|pull| pull.task.have())
-            .fold((0u64, 0u64), |(held, all), have| (held + u64::from(have.count()), all + u64::from(have.pieces())));
+        let held: u64 = pulls.iter().map(|pull| u64::from(pull.task.have().count())).sum();
+        let all: u64 = self.layers.iter().map(|layer| u64::from(layer.geometry.pieces())).sum();
         if held * 2 < all {
             return;
         }

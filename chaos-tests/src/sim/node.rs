@@ -117,36 +117,65 @@ impl World {
         }
     }
 
-    /// The client has seen the manifest: all layers are begun, and it reads the first of them.
+    /// The client has seen the manifest: it reads the first layers.
     fn join(&mut self, node: NodeNumber) {
-        let now = self.instant();
-        for layer in 0..self.layers.len() as Layer {
-            let homes = self.homes(node, layer);
-            let content = &self.layers[layer as usize];
-            let have = Bitmap::new(content.geometry.pieces());
-            let task = Task::new(content.id, content.geometry, have, homes, self.rng.random(), now);
-            self.nodes[node as usize].pulls.push(Pull::new(task));
-        }
         self.read_on(node);
-        for layer in 0..self.layers.len() as Layer {
-            self.settle(node, layer);
-        }
         self.nodes[node as usize].felt = self.now;
         self.after(PULSE, Event::Pulse(node));
     }
 
-    /// Lets the client read as many layers at a time as it does.
+    /// Lets the client read as many layers at a time as it does, in their order, and begins those that it will ask for next.
     fn read_on(&mut self, node: NodeNumber) {
-        let (now, instant) = (self.now, self.instant());
-        let readers = usize::from(self.scenario.readers);
-        let pulls = &mut self.nodes[node as usize].pulls;
-        let reading = pulls.iter().filter(|pull| pull.reading.is_some()).count();
-        let next = pulls.iter_mut().filter(|pull| pull.reading.is_none() && !pull.task.is_complete());
-        for pull in next.take(readers.saturating_sub(reading)) {
+        let (now, instant, layers) = (self.now, self.instant(), self.layers.len());
+        loop {
+            let this = &self.nodes[node as usize];
+            let reading = this.pulls.iter().filter(|pull| pull.reading.is_some()).count();
+            if this.asked == layers || reading >= usize::from(self.scenario.readers) {
+                break;
+            }
+            let layer = this.asked as Layer;
+            self.nodes[node as usize].asked += 1;
+            self.begin_layer(node, layer);
+            let pull = self.pull(node, layer);
+            if pull.task.is_complete() {
+                continue;
+            }
             let piece = pull.task.have().prefix();
             pull.reading = Some((piece, now));
-            pull.task.handle_reader(READER, PieceIndex(piece), instant);
+            self.with(node, layer, |task| {
+                task.handle_background(false, instant);
+                task.handle_reader(READER, PieceIndex(piece), instant);
+            });
         }
+        self.read_ahead(node);
+    }
+
+    /// Begins layers before the client asks for them, once it has something of each that it reads, as agents do.
+    fn read_ahead(&mut self, node: NodeNumber) {
+        let this = &self.nodes[node as usize];
+        if this.pulls.iter().any(|pull| matches!(pull.reading, Some((0, _)))) {
+            return;
+        }
+        let until = self.layers.len().min(this.asked + usize::from(self.scenario.ahead));
+        for layer in this.pulls.len()..until {
+            self.begin_layer(node, layer as Layer);
+            let now = self.instant();
+            self.with(node, layer as Layer, |task| task.handle_background(true, now));
+        }
+    }
+
+    /// Begins a layer, if it is not begun.
+    fn begin_layer(&mut self, node: NodeNumber, layer: Layer) {
+        if usize::from(layer) < self.nodes[node as usize].pulls.len() {
+            return;
+        }
+        let (now, homes) = (self.instant(), self.homes(node, layer));
+        let content = &self.layers[layer as usize];
+        let have = Bitmap::new(content.geometry.pieces());
+        let mut task = Task::new(content.id, content.geometry, have, homes, self.rng.random(), now);
+        let pulls = &mut self.nodes[node as usize].pulls;
+        task.handle_fetching_elsewhere(pulls.iter().map(|pull| pull.fetching).sum(), now);
+        pulls.push(Pull::new(task));
     }
 
     fn pulse(&mut self, node: NodeNumber) {
@@ -155,7 +184,7 @@ impl World {
         if self.now - before >= STALLED.as_nanos() as Nanos {
             self.nodes[node as usize].home.handle_stall(now);
         }
-        for layer in 0..self.layers.len() as Layer {
+        for layer in 0..self.nodes[node as usize].pulls.len() as Layer {
             let debtors = self.pull(node, layer).task.debtors();
             for debtor in debtors {
                 if self.shows_life(plan::number(debtor)) {
@@ -280,7 +309,7 @@ impl World {
         if std::mem::replace(&mut pull.fetching, fetching) == fetching {
             return;
         }
-        for other in (0..self.layers.len() as Layer).filter(|other| *other != layer) {
+        for other in (0..self.nodes[node as usize].pulls.len() as Layer).filter(|other| *other != layer) {
             let elsewhere = |(of, pull): (usize, &Pull)| if of == other as usize { 0 } else { pull.fetching };
             let elsewhere = self.nodes[node as usize].pulls.iter().enumerate().map(elsewhere).sum();
             self.with(node, other, |task| task.handle_fetching_elsewhere(elsewhere, now));
@@ -304,13 +333,18 @@ impl World {
         if !pull.task.is_complete() {
             pull.reading = Some((next, now));
             pull.task.handle_reader(READER, PieceIndex(next), instant);
+            if piece == 0 {
+                self.read_ahead(node);
+            }
             return true;
         }
         pull.reading = None;
         pull.task.handle_reader_gone(READER, instant);
         self.read_on(node);
-        if self.nodes[node as usize].pulls.iter().all(|pull| pull.task.is_complete())
-            && self.nodes[node as usize].done.is_none()
+        let this = &self.nodes[node as usize];
+        if this.asked == self.layers.len()
+            && this.pulls.iter().all(|pull| pull.reading.is_none())
+            && this.done.is_none()
         {
             self.nodes[node as usize].done = Some(now);
             self.left -= 1;

@@ -25,6 +25,9 @@ pub struct Scenario {
     /// Layers that a client reads at a time
     #[arg(long, default_value_t = 3)]
     pub readers: u16,
+    /// Layers behind those that its node begins before the client asks for them
+    #[arg(long, default_value_t = 3)]
+    pub ahead: u16,
     /// Size of a piece, instead of what the agent would choose
     #[arg(long, value_parser = size)]
     pub piece: Option<u64>,

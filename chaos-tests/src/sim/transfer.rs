@@ -90,7 +90,7 @@ impl World {
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
         let now = self.instant();
         self.nodes[node as usize].intake.release(bytes, pace);
-        let layers = self.layers.len() as Layer;
+        let layers = self.nodes[node as usize].pulls.len() as Layer;
         let first = self.nodes[node as usize].next_room;
         for layer in (first..layers).chain(0..first) {
             let mut used = false;

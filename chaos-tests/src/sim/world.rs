@@ -57,8 +57,10 @@ pub struct Node {
     pub(super) intake: Intake,
     /// The layer that is told of room first.
     pub(super) next_room: Layer,
-    /// Its pulls, a layer each; none before its client has come.
+    /// Its pulls of the layers that are begun, from the first on.
     pub pulls: Vec<Pull>,
+    /// Layers that its client has asked for, from the first on.
+    pub(super) asked: usize,
     /// Members that it knows to be down.
     pub(super) gone: BTreeSet<NodeNumber>,
     /// Members that did not answer a call, and until when they are not asked.
@@ -352,6 +354,7 @@ impl Node {
             intake: Intake::default(),
             next_room: 0,
             pulls: Vec::new(),
+            asked: 0,
             gone: BTreeSet::new(),
             silent: BTreeMap::new(),
             alive: true,

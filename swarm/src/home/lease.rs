@@ -28,6 +28,11 @@ pub const FETCHERS_SMALL: usize = 4;
 /// From how many members on a cluster counts as large.
 pub const LARGE_CLUSTER: usize = 32;
 
+/// Until a member holds something of a task, one fetches, but for no longer than this: its first piece, for which every client
+/// waits, then comes before the registry's link is shared with runs that nobody waits for. (Simulated with 16 nodes and 8 layers at
+/// 100 Mb/s: the first byte after 0.20 s instead of 0.33, at 25 Mb/s after 0.88 instead of 1.55, and the last one no later.)
+pub const FIRST_ALONE: Duration = Duration::from_secs(1);
+
 /// The longest run: 16 MiB leave a joiner something to fetch and keep the order near the readers.
 pub const RUN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -55,6 +60,7 @@ struct Held {
     to: NodeId,
     /// Pieces of the run that were not reported yet.
     open: Bitmap,
+    granted: Instant,
     progress: Instant,
     /// When something last came from the fetcher.
     alive: Instant,
@@ -139,6 +145,12 @@ impl Leases {
         self.held.len()
     }
 
+    /// Whether somebody has begun so lately that nobody else shall, since nothing of the task is held anywhere.
+    #[must_use]
+    pub fn first_alone(&self, now: Instant) -> bool {
+        self.held.values().any(|held| now.saturating_duration_since(held.granted) < FIRST_ALONE)
+    }
+
     /// Whether `node` has a lease.
     #[must_use]
     pub fn has(&self, node: NodeId) -> bool {
@@ -151,7 +163,7 @@ impl Leases {
         for piece in pieces.iter() {
             open.insert(piece);
         }
-        self.held.insert(id, Held { to: node, open, progress: now, alive: now });
+        self.held.insert(id, Held { to: node, open, granted: now, progress: now, alive: now });
         Lease { id, pieces, lapse: LAPSE }
     }
 

@@ -1,7 +1,8 @@
 //! The members of one task as its home sees them, and what it tells each: `neighbours` is whom it
-//! introduces, `bridge` what it tells other homes.
+//! introduces, `lending` which runs it lends, `bridge` what it tells other homes.
 
 mod bridge;
+mod lending;
 mod neighbours;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use rand::RngExt as _;
 
 use self::bridge::Bridge;
 use super::introductions::{DEGREE_MAX, Introductions, Zone};
-use super::lease::{Leases, fetchers_max, run_length};
+use super::lease::Leases;
 use super::pause::Pauses;
 
 pub use self::bridge::{NEWS, TOLD};
@@ -45,11 +46,6 @@ const SPREADING: Duration = Duration::from_secs(1);
 /// How long a home that takes over lends only what readers wait for: by then everybody whose home was the same has noticed,
 /// and told what he is fetching.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// When to ask again while others fetch; scaled up with the swarm so that a home of a thousand answers 1000 calls a
-/// second at most.
-const RETRY_BASE: Duration = Duration::from_millis(500);
-const RETRY_PER_MEMBER: Duration = Duration::from_millis(1);
 
 /// One task.
 #[derive(Debug)]
@@ -250,7 +246,7 @@ impl Swarm {
         if !sources.is_empty() {
             return Ok(PullPieceResponse::Pieces(sources));
         }
-        let retry_after = self.retry_after().max(paused.map_or(Duration::ZERO, |pause| pause.left));
+        let retry_after = self.retry_after(now).max(paused.map_or(Duration::ZERO, |pause| pause.left));
         let neighbours = self.introduce(from, now, rng);
         Ok(PullPieceResponse::Wait { retry_after, neighbours, paused: Added(paused) })
     }
@@ -538,59 +534,10 @@ impl Swarm {
         self.members.get(&node).and_then(|member| member.have.as_ref()).is_some_and(|have| have.contains(piece))
     }
 
-    /// The run that `from` may fetch, if it is its turn.
-    fn next_run(
-        &self,
-        from: NodeId,
-        request: &PullPieceRequest,
-        distrusted: &BTreeSet<NodeId>,
-        now: Instant,
-        cluster_size: usize,
-    ) -> Option<PieceRange> {
-        let geometry = self.geometry?;
-        let free = |piece: PieceIndex, distrusted: &BTreeSet<NodeId>, urgent: bool| {
-            geometry.contains(piece)
-                && !self.holds(from, piece)
-                && (!self.leases.covers(piece, distrusted) || urgent && self.leases.silent(piece, now))
-                && self.reachable(piece, distrusted) == 0
-                && !self.bridge.claims(piece, now)
-        };
-        let settling = self.settling.is_some_and(|until| now < until);
-        let isolated = self.isolated(now);
-        if let Some(first) = request.urgent.filter(|piece| free(*piece, distrusted, true)) {
-            let single = settling || self.leases.has(from) || isolated.contains(&from);
-            let longest = if single { 1 } else { run_length(&geometry, geometry.pieces(), cluster_size) };
-            let most = longest.min(self.leases.urgent_length(first));
-            let rest = (first.0 + 1..).take(most as usize - 1).map(PieceIndex);
-            let rest = rest.take_while(|piece| free(*piece, distrusted, false));
-            return Some(PieceRange { first, count: 1 + rest.count() as u32 });
-        }
-        if settling || self.leases.has(from) || self.leases.fetchers() >= fetchers_max(cluster_size) {
-            return None;
-        }
-        // What a holder does not give to this one member others will pass on. Only what none of them could get from him is
-        // fetched a second time, beside what a reader waits for.
-        if isolated.contains(&from) {
-            return None;
-        }
-        let mut open: Vec<PieceIndex> =
-            (0..geometry.pieces()).map(PieceIndex).filter(|piece| free(*piece, &isolated, false)).collect();
-        let first = self.bridge.first(now);
-        let before = open.partition_point(|piece| piece.0 < first);
-        open.rotate_left(before);
-        let length = run_length(&geometry, open.len() as u32, cluster_size);
-        let first = PieceRange::gather(open).into_iter().next()?;
-        Some(PieceRange { first: first.first, count: first.count.min(length) })
-    }
-
     fn nominate(&mut self, node: NodeId) -> bool {
         if self.advertisers.len() < ADVERTISERS {
             self.advertisers.insert(node);
         }
         self.advertisers.contains(&node)
-    }
-
-    fn retry_after(&self) -> Duration {
-        RETRY_BASE.max(RETRY_PER_MEMBER * self.members.len() as u32)
     }
 }

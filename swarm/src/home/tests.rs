@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
+use crate::task::link::WAIT_MIN;
 use darter_tracker::{Added, Bitmap, Digest, ErrorKind, Lease, LeaseState, PieceIndex, PieceRange, PieceSize};
 
 fn node(byte: u8) -> NodeId {
@@ -36,10 +37,15 @@ impl Rig {
     }
 
     fn pull(&mut self, byte: u8, urgent: Option<u32>, can_fetch: bool) -> PullPieceResponse {
+        self.pull_from(byte, 0, urgent, can_fetch)
+    }
+
+    /// One that lacks, and is not offered, what lies behind `first`.
+    fn pull_from(&mut self, byte: u8, first: u32, urgent: Option<u32>, can_fetch: bool) -> PullPieceResponse {
         let request = PullPieceRequest {
             task: task(),
             have: None,
-            lacking: vec![PieceRange { first: PieceIndex(0), count: 256 }],
+            lacking: vec![PieceRange { first: PieceIndex(first), count: 256 - first }],
             urgent: urgent.map(PieceIndex),
             can_fetch,
             registry: Added::default(),
@@ -116,11 +122,60 @@ fn alone_a_node_fetches_everything_at_once() {
 }
 
 #[test]
+fn the_first_fetcher_is_left_alone_until_its_first_piece_is_there() {
+    let begun = || {
+        let mut rig = Rig::new(3);
+        (1..=3).for_each(|byte| drop(rig.register(byte)));
+        let first = rig.lease(1);
+        assert!(
+            matches!(rig.pull(2, None, true), PullPieceResponse::Wait { retry_after, .. } if retry_after == WAIT_MIN),
+            "it shall come again soon"
+        );
+        (rig, first)
+    };
+    let (mut rig, first) = begun();
+    rig.report(1, Some(first), 0, 1);
+    for byte in [2, 3] {
+        assert!(matches!(rig.pull_from(byte, 1, None, true), PullPieceResponse::Lease(_)), "it is there");
+    }
+
+    let (mut rig, _) = begun();
+    rig.now += lease::FIRST_ALONE - Duration::from_millis(1);
+    assert!(matches!(rig.pull(2, None, true), PullPieceResponse::Wait { .. }));
+    rig.now += Duration::from_millis(1);
+    rig.home.handle_alive(node(1), rig.now);
+    assert!(rig.lease(2).pieces.first > PieceIndex(0), "it takes long");
+
+    let (mut rig, first) = begun();
+    let request = ReportPieceRequest {
+        task: task(),
+        lease: Some(first.id),
+        pieces: Vec::new(),
+        release: true,
+        pause: Added::default(),
+    };
+    rig.home.report_piece(node(1), &request, rig.now).unwrap();
+    assert_eq!(rig.lease(2).pieces.first, PieceIndex(0), "who gives it back leaves it to the next");
+
+    // A home that takes over does not know yet what there is.
+    let mut rig = Rig::new(3);
+    for byte in 1..=3 {
+        let moved = RegisterRequest { moved: true, ..RegisterRequest::new(task(), Some(geometry()), None) };
+        rig.home.register(node(byte), moved, rig.now).unwrap();
+    }
+    rig.now += Duration::from_secs(1);
+    rig.lease(1);
+    rig.lease(2);
+}
+
+#[test]
 fn a_lease_lapses_without_progress_and_goes_to_another() {
     let mut rig = Rig::new(2);
     rig.register(1);
     rig.register(2);
     let first = rig.lease(1);
+    rig.now += lease::FIRST_ALONE;
+    rig.home.handle_alive(node(1), rig.now);
     let second = rig.lease(2);
     assert!(!first.pieces.contains(second.pieces.first));
     rig.report(1, Some(first), 0, 3);

@@ -43,7 +43,10 @@ const AGAIN_MAX: Duration = Duration::from_secs(8);
 /// else will fetch what it needs (simulated with 16 nodes that begin within 50 ms: 2 ms cost them 0.2 %, 8 ms nothing).
 pub const ALONE: Duration = Duration::from_millis(8);
 
-/// The shortest time between two PullPiece calls that gave no lease.
+/// The shortest for which a home can have a node wait.
+pub const WAIT_MIN: Duration = Duration::from_millis(20);
+
+/// The shortest time between two PullPiece calls that gave no lease, unless the home has the node wait for less.
 pub const PULL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a reader needs at once is asked for again after this part of the time for which the home has others wait, within

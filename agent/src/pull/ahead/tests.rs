@@ -72,8 +72,17 @@ impl Shell {
         }
     }
 
+    /// The client asks for a layer, and has a piece of it at once.
     fn ask(&mut self, layer: usize) {
         self.ask_part(layer, true);
+        self.given(layer);
+    }
+
+    fn given(&mut self, layer: usize) {
+        if let Some(asked) = self.open[&layer].last() {
+            self.ahead.given(*asked);
+        }
+        self.settle();
     }
 
     fn ask_part(&mut self, layer: usize, whole: bool) {
@@ -134,6 +143,28 @@ fn a_cold_client_finds_its_next_layers_started() {
         assert_eq!(shell.unread(), 0, "{at_once}");
         assert!(shell.running.is_empty() && shell.kept.is_empty(), "{at_once}");
     }
+}
+
+#[test]
+fn what_a_client_waits_for_comes_before_what_it_will_ask_for() {
+    let mut shell = Shell::new(0..10);
+    (0..3).for_each(|layer| shell.ask_part(layer, true));
+    [2, 0].into_iter().for_each(|layer| shell.given(layer));
+    assert!(shell.started.is_empty(), "it has nothing of one of them");
+    shell.given(1);
+    assert_eq!(shell.started, [3, 4, 5]);
+    shell.done(0);
+    shell.ask_part(3, true);
+    assert_eq!(shell.started, [3, 4, 5], "and again with each that it asks for");
+    assert!(!shell.running.contains_key(&task(3)) && shell.running.len() == 2, "what runs goes on");
+    shell.given(3);
+    assert_eq!(shell.started, [3, 4, 5, 6]);
+    // One that goes away without a byte is not waited for.
+    shell.done(1);
+    shell.ask_part(4, true);
+    shell.done(4);
+    shell.ask(5);
+    assert_eq!(shell.started, [3, 4, 5, 6, 7, 8]);
 }
 
 #[test]
