@@ -89,8 +89,14 @@ fn many_layers_are_fetched_by_many_and_slow_ones_hold_up_nobody() {
     let layers = |it: &mut Scenario| (it.nodes, it.image, it.layers) = (16, 128 << 20, 8);
     let calm = of(&scenario(layers));
     assert!(calm.egress <= 1.02 && calm.last <= 1.10, "{calm:?}");
-    // All fetchers of all layers share the registry's link, so all first pieces come at about the same time.
-    assert!(calm.first_byte_p50_s <= 0.65 && calm.first_byte_max_s <= 0.80, "{calm:?}");
+    // The first pieces of the layers that are read share the registry's link with nothing else, however many are begun ahead.
+    let all = of(&scenario(|it| {
+        layers(it);
+        it.ahead = 8;
+    }));
+    for report in [&calm, &all] {
+        assert!(report.first_byte_p50_s <= 0.25 && report.first_byte_max_s <= 0.40, "{report:?}");
+    }
     for seed in 1..=6 {
         let report = of(&scenario(|it| {
             layers(it);
