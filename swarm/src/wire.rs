@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, Geometry, NodeId, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
+    Added, Bitmap, ClientErrorRequest, Geometry, NodeId, PieceIndex, PieceProof, PieceRange, PullPieceRequest,
     PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, ServiceDownRequest,
     TaskId, TrackerError,
 };
@@ -143,6 +143,8 @@ pub enum TurnReply {
     Turn {
         /// Names the turn in [`Open::Piece`].
         ticket: u64,
+        /// What the sender would rather give than other pieces that are as rare: nobody else has it, and others were named others.
+        rather: Added<PieceIndex>,
     },
     /// Too many others wait.
     Busy,
@@ -190,6 +192,8 @@ mod tests {
         let forget = bytes(Call::TellTag { tag, news: TagNews::Forget });
         assert_eq!(forget, [&[7], &tag.as_bytes()[..], &[2]].concat());
         assert_eq!(postcard::to_stdvec(&Reply::Tag(TagAnswer::Ask)), Ok(vec![6, 1]));
+        let turn = |piece| postcard::to_stdvec(&TurnReply::Turn { ticket: 200, rather: Added(piece) });
+        assert_eq!((turn(None), turn(Some(PieceIndex(3)))), (Ok(vec![0, 200, 1]), Ok(vec![0, 200, 1, 3])));
         assert!(postcard::from_bytes::<Call>(&[&[8], &ask[1..]].concat()).is_err());
     }
 }

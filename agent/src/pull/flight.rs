@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use darter_swarm::identity::{ClusterKeys, NodeKey};
 use darter_swarm::task::ReaderId;
+use darter_swarm::upload::Unshared;
 use darter_swarm::wire::Offer;
 use darter_tracker::{Geometry, NodeId, PieceIndex, PieceProof, PieceSizeRule, TaskId};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
@@ -95,6 +96,8 @@ pub(super) struct Flight {
     pub(super) given: AtomicBool,
     /// For how many clients it is fetched ahead of their asking.
     pub(super) ahead: AtomicUsize,
+    /// What this node alone has of it.
+    pub(super) unshared: Mutex<Unshared>,
     pub(super) events: mpsc::Sender<Event>,
     failed: watch::Receiver<Option<PullError>>,
 }
@@ -208,6 +211,7 @@ impl Flights {
             arriving: Arriving::default(),
             given: AtomicBool::new(false),
             ahead: AtomicUsize::new(0),
+            unshared: Mutex::default(),
             events,
             failed: failure,
         });
@@ -274,6 +278,13 @@ impl Flights {
             // Where the queue is full the brake opens by itself a quarter of a second later.
             let _ = flight.events.try_send(Event::Uploaded(piece));
         }
+    }
+
+    /// The piece to name on the next turn that is offered: one that nobody else has, while this is being pulled.
+    pub(crate) fn rather(&self, task: &TaskId) -> Option<PieceIndex> {
+        let flight = lock(&self.flights).get(task).cloned()?;
+        let piece = lock(&flight.unshared).name();
+        piece
     }
 
     /// The tasks that are being pulled.

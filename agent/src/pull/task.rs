@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::PullError;
 use super::execute;
 use super::fetching::Share;
-use super::flight::{Context, Flight, Flights};
+use super::flight::{Context, Flight, Flights, lock};
 use super::origins::Origins;
 use super::place::{Place, Seat};
 use crate::admin::metrics::FallbackReason;
@@ -242,6 +242,7 @@ impl Driver {
             self.core.handle_fetching_elsewhere(self.fetching.elsewhere(), Instant::now());
             self.perform();
             self.fetching.set(self.core.fetching());
+            lock(&self.flight.unshared).set(self.core.unshared());
             if let Some(outcome) = self.outcome(&mut state) {
                 break outcome;
             }

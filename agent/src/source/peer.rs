@@ -45,6 +45,8 @@ impl PeerError {
 #[derive(Debug)]
 pub struct Turn {
     ticket: u64,
+    /// What the peer would rather give.
+    pub rather: Option<PieceIndex>,
     #[expect(dead_code, reason = "held")]
     stream: Stream,
 }
@@ -58,7 +60,7 @@ pub async fn turn(transport: &Transport, peer: Peer, task: TaskId, holds: u32) -
     stream.send(&Open::Ask { task, holds }).await?;
     loop {
         match stream.receive::<TurnReply>().await? {
-            Some(TurnReply::Turn { ticket }) => return Ok(Turn { ticket, stream }),
+            Some(TurnReply::Turn { ticket, rather }) => return Ok(Turn { ticket, rather: rather.0, stream }),
             Some(TurnReply::Busy) => return Err(PeerError::Busy),
             Some(TurnReply::NotHeld) => return Err(PeerError::NotHeld),
             // However often: the core judges silence, and nothing is lost by waiting.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use darter_swarm::upload::{ACTIVE, OFFER_MAX, Step, Ticket, Uploads};
 use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
-use darter_tracker::{NodeId, PieceIndex, TaskId};
+use darter_tracker::{Added, NodeId, PieceIndex, TaskId};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -339,7 +339,8 @@ impl Uploader {
                 }
             }
         }
-        sender.send(&TurnReply::Turn { ticket: ticket.0 }).await?;
+        let rather = Added(self.flights.rather(&task));
+        sender.send(&TurnReply::Turn { ticket: ticket.0, rather }).await?;
         // The end goes in the same packet; later it would take one of its own.
         sender.finish();
         // Nobody waits for one who does not say what it wants.

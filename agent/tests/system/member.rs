@@ -149,7 +149,7 @@ impl Member {
         turn.send(&Open::Ask { task, holds: 0 }).await.unwrap();
         let ticket = loop {
             match turn.receive::<TurnReply>().await.unwrap().unwrap() {
-                TurnReply::Turn { ticket } => break ticket,
+                TurnReply::Turn { ticket, .. } => break ticket,
                 TurnReply::Queued => {}
                 TurnReply::NotHeld => return None,
                 TurnReply::Busy => panic!("nobody else asks"),
@@ -234,7 +234,7 @@ impl Liar {
             }
             Some(Open::Ask { .. }) => {
                 // It is everybody's turn at once.
-                stream.send(&TurnReply::Turn { ticket: 0 }).await?;
+                stream.send(&TurnReply::Turn { ticket: 0, rather: Added::default() }).await?;
                 stream.receive::<TurnReply>().await?;
             }
             Some(Open::Piece { task, piece, .. }) => {

@@ -50,7 +50,7 @@ async fn stopped_while_giving(reads: bool) {
     let mut line = reader.transport.open(giver).await.unwrap();
     line.send(&Open::Ask { task, holds: 0 }).await.unwrap();
     let turn = tokio::time::timeout(wait::PATIENCE, line.receive::<TurnReply>()).await.expect("an answer");
-    let Ok(Some(TurnReply::Turn { ticket })) = turn else { panic!("{turn:?}") };
+    let Ok(Some(TurnReply::Turn { ticket, .. })) = turn else { panic!("{turn:?}") };
     let mut stream = reader.transport.open(giver).await.unwrap();
     stream.send(&Open::Piece { task, piece: PieceIndex(0), ticket }).await.unwrap();
     stream.finish();

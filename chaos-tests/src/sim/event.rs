@@ -55,7 +55,7 @@ pub enum Event {
     /// Another node, that holds so many pieces, asks for a turn.
     Asked(NodeNumber, NodeNumber, Layer, u32),
     /// Another node offers the turn that it was asked for.
-    Offered(NodeNumber, NodeNumber, Layer, Ticket),
+    Offered(NodeNumber, NodeNumber, Layer, Ticket, Option<PieceIndex>),
     /// An offered turn has lapsed, if nothing was said to it.
     OfferLapsed(NodeNumber, Ticket),
     /// It offers none; `None` is busy.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use darter_swarm::home::STALLED;
 use darter_swarm::task::{Action, OriginFailure, ReaderId, Task};
+use darter_swarm::upload::Unshared;
 use darter_tracker::{Bitmap, ErrorKind, PieceIndex, PieceRange, TrackerError};
 use rand::RngExt as _;
 
@@ -82,7 +83,7 @@ impl World {
                 self.compare_homes(node, layer);
             }
             Event::Asked(node, from, layer, holds) => self.asked(node, from, layer, holds),
-            Event::Offered(node, from, layer, ticket) => self.offered(node, from, layer, ticket),
+            Event::Offered(node, from, layer, ticket, rather) => self.offered(node, from, layer, ticket, rather),
             Event::OfferLapsed(node, ticket) => self.offer_lapsed(node, ticket),
             Event::NotOffered(node, from, layer, kind) => {
                 let from = self.nodes[from as usize].id;
@@ -478,6 +479,7 @@ impl Pull {
             reading: None,
             wake: Nanos::MAX,
             stall: 0,
+            unshared: Unshared::default(),
             offer: None,
             places: std::collections::BTreeMap::new(),
             advertised: None,

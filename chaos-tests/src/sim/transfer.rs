@@ -57,7 +57,10 @@ impl World {
                 Step::Offer(ticket) => {
                     if let Some(upload) = self.nodes[node as usize].uploading.get(&ticket) {
                         let (to, layer) = (upload.to, upload.layer);
-                        self.send(TURN_BYTES, Event::Offered(to, node, layer, ticket));
+                        let pull = self.pull(node, layer);
+                        pull.unshared.set(pull.task.unshared());
+                        let rather = pull.unshared.name();
+                        self.send(TURN_BYTES, Event::Offered(to, node, layer, ticket, rather));
                         self.after(OFFER_MAX.as_nanos() as Nanos, Event::OfferLapsed(node, ticket));
                     }
                 }
@@ -67,7 +70,14 @@ impl World {
     }
 
     /// Uses a turn, if there is a place for what it brings, or leaves it to others.
-    pub(super) fn offered(&mut self, node: NodeNumber, from: NodeNumber, layer: Layer, ticket: Ticket) {
+    pub(super) fn offered(
+        &mut self,
+        node: NodeNumber,
+        from: NodeNumber,
+        layer: Layer,
+        ticket: Ticket,
+        rather: Option<PieceIndex>,
+    ) {
         // The largest piece that it can be.
         let bytes = self.layers[layer as usize].geometry.piece_size().bytes();
         let (peer, now) = (self.nodes[from as usize].id, self.instant());
@@ -75,7 +85,7 @@ impl World {
         let room = self.nodes[node as usize].intake.take(bytes, pace);
         let pull = self.pull(node, layer);
         pull.offer = Some((ticket, pace));
-        pull.task.handle_turn(peer, room, now);
+        pull.task.handle_turn(peer, rather, room, now);
         self.settle(node, layer);
         if let Some((_, pace)) = self.pull(node, layer).offer.take() {
             self.tally.declined += 1;

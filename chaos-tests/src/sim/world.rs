@@ -8,7 +8,7 @@ use darter_swarm::home::swarm::TOLD;
 use darter_swarm::intake::{Intake, Pace};
 use darter_swarm::rendezvous;
 use darter_swarm::task::{RunId, Task};
-use darter_swarm::upload::{Ticket, Uploads};
+use darter_swarm::upload::{Ticket, Unshared, Uploads};
 use darter_tracker::{Geometry, NodeId, PieceIndex, PieceRange, Role, TaskId};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -127,6 +127,8 @@ pub struct Pull {
     pub(super) wake: Nanos,
     /// The longest that the client has waited for a piece.
     pub stall: Nanos,
+    /// What it alone has.
+    pub(super) unshared: Unshared,
     /// The turn that is being offered at this moment, and at which pace its piece will come.
     pub(super) offer: Option<(Ticket, Pace)>,
     /// Places that are taken, by whom a piece is to come from.

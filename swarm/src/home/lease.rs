@@ -48,6 +48,8 @@ pub const SINGLES: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Leases {
     held: BTreeMap<LeaseId, Held>,
+    /// When the first was given.
+    first: Option<Instant>,
     patience: Patience,
     /// Fetchers that were given up as silent, and when something had last come from them.
     doubted: BTreeMap<NodeId, Instant>,
@@ -60,7 +62,6 @@ struct Held {
     to: NodeId,
     /// Pieces of the run that were not reported yet.
     open: Bitmap,
-    granted: Instant,
     progress: Instant,
     /// When something last came from the fetcher.
     alive: Instant,
@@ -145,10 +146,12 @@ impl Leases {
         self.held.len()
     }
 
-    /// Whether somebody has begun so lately that nobody else shall, since nothing of the task is held anywhere.
+    /// Whether it is so early that nobody shall fetch beside who does, if nothing of the task is held anywhere. Counted from the
+    /// first lease of all: who takes one and gives it back again and again keeps nobody away.
     #[must_use]
     pub fn first_alone(&self, now: Instant) -> bool {
-        self.held.values().any(|held| now.saturating_duration_since(held.granted) < FIRST_ALONE)
+        let early = self.first.is_some_and(|first| now.saturating_duration_since(first) < FIRST_ALONE);
+        early && !self.held.is_empty()
     }
 
     /// Whether `node` has a lease.
@@ -163,7 +166,8 @@ impl Leases {
         for piece in pieces.iter() {
             open.insert(piece);
         }
-        self.held.insert(id, Held { to: node, open, granted: now, progress: now, alive: now });
+        self.first.get_or_insert(now);
+        self.held.insert(id, Held { to: node, open, progress: now, alive: now });
         Lease { id, pieces, lapse: LAPSE }
     }
 

@@ -133,6 +133,7 @@ impl Task {
         for piece in pieces {
             if neighbour.offer(piece, now) {
                 self.availability[piece.0 as usize] += 1;
+                self.origin.shared(piece);
             }
         }
     }

@@ -330,7 +330,7 @@ fn a_piece_that_a_home_names_is_asked_for_though_the_neighbour_has_not_offered_i
     rig.task.handle_neighbour_up(node(2), Bitmap::new(64), rig.now);
     rig.named(HOME, 2, run_of(0, 1));
     assert!(rig.actions().contains(&Action::Ask { peer: node(2) }));
-    rig.task.handle_turn(node(2), true, rig.now);
+    rig.task.handle_turn(node(2), None, true, rig.now);
     assert!(rig.actions().contains(&Action::Take { peer: node(2), piece: PieceIndex(0) }));
     // It does not have it after all: the home is told, so that it names somebody else or the registry.
     rig.task.handle_piece_failed(node(2), PieceIndex(0), Some(ErrorKind::NotFound), rig.now);
@@ -347,7 +347,7 @@ fn who_sent_a_wrong_piece_is_not_asked_sooner_because_it_was_busy_as_well() {
     let mut taken = Vec::new();
     for _ in 0..neighbour::PIPELINE {
         assert_eq!(rig.count(asked), 1);
-        rig.task.handle_turn(node(2), true, rig.now);
+        rig.task.handle_turn(node(2), None, true, rig.now);
         let take = |action: &Action| if let Action::Take { piece, .. } = action { Some(*piece) } else { None };
         let actions = rig.actions();
         taken.extend(actions.iter().filter_map(take));
@@ -440,7 +440,7 @@ fn what_only_one_has_is_not_taken_in_order_while_others_want_it() {
         (2..2 + others).for_each(|peer| rig.task.handle_neighbour_up(node(peer), Bitmap::new(64), rig.now));
         let now = rig.now + waits;
         rig.task.handle_alive(node(1), now);
-        rig.task.handle_turn(node(1), true, now);
+        rig.task.handle_turn(node(1), None, true, now);
         let take = |action| if let Action::Take { piece, .. } = action { Some(piece) } else { None };
         std::iter::from_fn(|| rig.task.poll_action()).find_map(take).unwrap()
     };

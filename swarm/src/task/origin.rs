@@ -1,7 +1,7 @@
 //! The runs that this node fetches from the registry, and their brake: what is fetched faster than the swarm takes it
 //! only costs others the registry's bandwidth.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{Geometry, Lease, LeaseId, LeaseState, NodeId, Pause, PieceIndex, PieceRange, RegistryTag};
@@ -11,6 +11,7 @@ use super::neighbour::Neighbour;
 use super::{Action, OriginFailure, RunId, Task};
 use crate::home::lease::LAPSE;
 use crate::home::pause::{PAUSE_MAX, WORD_MAX};
+use crate::upload::Unshared;
 
 /// Pieces of one run that are read ahead of being stored: the registry's bytes must not wait for this node's disk.
 const LEAD: u32 = 2;
@@ -61,6 +62,8 @@ pub(super) struct Origin {
     next_run: u64,
     /// Fetched and not passed on, since when.
     unpassed: BTreeMap<PieceIndex, Instant>,
+    /// Fetched, not uploaded to anybody, and not known to be held by a neighbour.
+    unshared: BTreeSet<PieceIndex>,
     /// How long a piece takes from the moment that nothing but the registry held it up.
     piece_time: Duration,
     /// How long a fetched piece takes until a neighbour has taken it.
@@ -139,6 +142,7 @@ impl Origin {
     pub(super) fn delivered(&mut self, run: RunId, piece: PieceIndex, now: Instant) {
         self.failures = 0;
         self.unpassed.insert(piece, now);
+        self.unshared.insert(piece);
         if let Some(state) = self.runs.get_mut(&run) {
             state.next = state.next.max(piece.0 + 1);
             state.credit = state.credit.saturating_sub(1);
@@ -220,9 +224,15 @@ impl Origin {
     }
 
     pub(super) fn passed_on(&mut self, piece: PieceIndex, now: Instant) {
+        self.shared(piece);
         if let Some(since) = self.unpassed.remove(&piece) {
             self.passing_time = (self.passing_time * 3 + now.saturating_duration_since(since)) / 4;
         }
+    }
+
+    /// Somebody else has `piece`.
+    pub(super) fn shared(&mut self, piece: PieceIndex) {
+        self.unshared.remove(&piece);
     }
 
     /// Whether a run that is open will bring `piece`.
@@ -374,6 +384,12 @@ impl Task {
             }
             !(finished && reported)
         });
+    }
+
+    /// What this node has fetched and nobody else has, as far as it knows, the first [`Unshared::PIECES_MAX`] of it: to be named to
+    /// those who are offered turns.
+    pub fn unshared(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.origin.unshared.iter().copied().take(Unshared::PIECES_MAX)
     }
 
     /// How long neighbours take to give a piece, if enough have given one.

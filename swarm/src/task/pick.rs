@@ -50,14 +50,15 @@ struct Late {
 
 impl Task {
     /// A peer offers the turn that it was asked for; it is taken only if this node has `room` for a piece, which
-    /// [`crate::intake`] decides. Without room no turn is asked for until [`Self::handle_room`] tells of some.
-    pub fn handle_turn(&mut self, peer: NodeId, room: bool, now: Instant) {
+    /// [`crate::intake`] decides. Without room no turn is asked for until
+    /// [`Self::handle_room`] tells of some. Of what is equally rare it takes what the peer would `rather` give.
+    pub fn handle_turn(&mut self, peer: NodeId, rather: Option<PieceIndex>, room: bool, now: Instant) {
         let waited = self.neighbours.get_mut(&peer).is_some_and(|neighbour| {
             let _ = neighbour.heard(now);
             neighbour.leave_line()
         });
         if waited && !self.is_complete() {
-            self.use_turn(peer, room, now);
+            self.use_turn(peer, rather, room, now);
             self.drive_request(peer, now);
         } else {
             self.actions.push_back(Action::Decline { peer });
@@ -213,12 +214,12 @@ impl Task {
     }
 
     /// Takes a turn that has come for the piece that is best to have now, or leaves it to others.
-    pub(super) fn use_turn(&mut self, peer: NodeId, room: bool, now: Instant) {
+    pub(super) fn use_turn(&mut self, peer: NodeId, rather: Option<PieceIndex>, room: bool, now: Instant) {
         if !room {
             self.starve(now);
         }
         let enough = self.background && self.in_flight() >= BACKGROUND;
-        let piece = if room && !enough { self.choose(peer, now) } else { None };
+        let piece = if room && !enough { self.choose(peer, rather, now) } else { None };
         let Some((piece, neighbour)) = piece.zip(self.neighbours.get_mut(&peer)) else {
             self.actions.push_back(Action::Decline { peer });
             return;
@@ -235,12 +236,12 @@ impl Task {
     }
 
     /// The piece to take from `peer`, if it has one that is wanted.
-    fn choose(&mut self, peer: NodeId, now: Instant) -> Option<PieceIndex> {
+    fn choose(&mut self, peer: NodeId, rather: Option<PieceIndex>, now: Instant) -> Option<PieceIndex> {
         let wanted = self.wanted().into_owned();
         let late = self.late(now);
         self.late_elsewhere(peer, &late.awaited)
             .or_else(|| self.awaited(peer, &wanted, now))
-            .or_else(|| self.rarest(peer, &wanted))
+            .or_else(|| self.rarest(peer, rather, &wanted))
             .or_else(|| self.late_elsewhere(peer, &late.others))
     }
 
@@ -287,15 +288,16 @@ impl Task {
         piece.0 > 0 && self.availability[piece.0 as usize] < 2 && lacking().nth(OTHERS - 1).is_some()
     }
 
-    fn rarest(&mut self, peer: NodeId, wanted: &Bitmap) -> Option<PieceIndex> {
+    fn rarest(&mut self, peer: NodeId, rather: Option<PieceIndex>, wanted: &Bitmap) -> Option<PieceIndex> {
         let neighbour = self.neighbours.get(&peer)?;
-        let mut best: Option<(u32, u32, PieceIndex)> = None;
+        let mut best: Option<(u32, Option<u32>, PieceIndex)> = None;
         for piece in neighbour.offers(wanted) {
             let holders = self.availability[piece.0 as usize];
             if best.is_some_and(|(fewest, ..)| holders > fewest) {
                 continue;
             }
-            let tie = self.rng.random();
+            // `None` comes first.
+            let tie = (rather != Some(piece)).then(|| self.rng.random());
             if best.is_none_or(|(fewest, lowest, _)| (holders, tie) < (fewest, lowest)) {
                 best = Some((holders, tie, piece));
             }

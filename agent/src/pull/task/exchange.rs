@@ -90,9 +90,9 @@ impl Driver {
     /// A neighbour offers a turn: it is used at once, or left to others by dropping it.
     pub(super) fn turn(&mut self, peer: NodeId, turn: Turn, place: Option<Place>, now: Instant) {
         self.asks.remove(&peer);
-        let room = place.is_some();
+        let (room, rather) = (place.is_some(), turn.rather);
         self.offer = place.map(|place| (peer, execute::Taking { turn, place }));
-        self.core.handle_turn(peer, room, now);
+        self.core.handle_turn(peer, rather, room, now);
         self.perform();
         self.offer = None;
     }

@@ -41,7 +41,7 @@ fn taken(task: &mut Task, peer: NodeId, now: Instant) -> Vec<u32> {
     let mut taken = Vec::new();
     while let Some(action) = task.poll_action() {
         match action {
-            Action::Ask { peer: asked } if asked == peer => task.handle_turn(peer, true, now),
+            Action::Ask { peer: asked } if asked == peer => task.handle_turn(peer, None, true, now),
             Action::Take { piece, .. } => taken.push(piece.0),
             _ => {}
         }
@@ -131,12 +131,12 @@ fn what_is_fetched_ahead_takes_little() {
     // Everybody is asked, and the first two turns are used.
     let asked: Vec<Action> = std::iter::from_fn(|| task.poll_action()).collect();
     assert_eq!(asked.iter().filter(|action| matches!(action, Action::Ask { .. })).count(), 8);
-    (1..=8).for_each(|peer| task.handle_turn(node(peer), true, start));
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), None, true, start));
     assert_eq!(all(&mut task), 2);
     task.handle_background(false, start);
     let asked: Vec<Action> = std::iter::from_fn(|| task.poll_action()).collect();
     assert_eq!(asked.iter().filter(|action| matches!(action, Action::Ask { .. })).count(), 8);
-    (1..=8).for_each(|peer| task.handle_turn(node(peer), true, start));
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), None, true, start));
     assert_eq!(all(&mut task), 8, "every turn is used");
 }
 
@@ -153,7 +153,7 @@ fn a_place_is_worth_two_questions() {
         actions.filter_map(|action| if let Action::Ask { peer } = action { Some(peer) } else { None }).collect()
     };
     assert_eq!(asked(&mut task).len(), 8);
-    (1..=8).for_each(|peer| task.handle_turn(node(peer), false, start));
+    (1..=8).for_each(|peer| task.handle_turn(node(peer), None, false, start));
     assert!(task.is_starved() && asked(&mut task).is_empty());
     let mut ever = std::collections::BTreeSet::new();
     let mut now = start + pick::READER_PATIENCE;

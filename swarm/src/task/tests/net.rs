@@ -9,7 +9,7 @@ mod node;
 use super::*;
 use crate::home::Home;
 use crate::intake::{Intake, Pace};
-use crate::upload::{OFFER_MAX, Step, Ticket, Uploads};
+use crate::upload::{OFFER_MAX, Step, Ticket, Unshared, Uploads};
 use darter_tracker::{Digest, PieceSize, PullPieceRequest, RegisterRequest, ReportPieceRequest, Role};
 
 /// One way.
@@ -49,7 +49,7 @@ pub(super) enum Event {
     HomeOf(usize, NodeId),
     OriginPiece(RunId, PieceIndex),
     Ask(usize),
-    Turn(usize, Ticket),
+    Turn(usize, Ticket, Option<PieceIndex>),
     Lapse(Ticket),
     NoTurn(usize, Option<ErrorKind>),
     Decline(usize),
@@ -97,6 +97,7 @@ pub(super) struct Node {
     /// What it held when it was restarted.
     kept: Bitmap,
     pub(super) uploads: Uploads,
+    unshared: Unshared,
     pub(super) bad: Option<Bad>,
     uploading: BTreeMap<Ticket, (usize, Option<PieceIndex>)>,
     intake: Intake,
@@ -200,6 +201,7 @@ impl Net {
             task: None,
             kept: Bitmap::new(self.geometry.pieces()),
             uploads: Uploads::default(),
+            unshared: Unshared::default(),
             bad: None,
             uploading: BTreeMap::new(),
             intake: Intake::default(),

@@ -72,7 +72,7 @@ impl Net {
             }
             Event::OriginPiece(run, piece) => self.with(node, |task| task.handle_origin_piece(run, piece, now)),
             Event::Ask(from) if self.reaches(from, node) => self.asked(node, from),
-            Event::Turn(from, ticket) if self.reaches(from, node) => self.turn(node, from, ticket),
+            Event::Turn(from, ticket, rather) if self.reaches(from, node) => self.turn(node, from, ticket, rather),
             Event::NoTurn(from, kind) if self.reaches(from, node) => {
                 let from = id(self, from);
                 self.with(node, |task| task.handle_turn_failed(from, kind, now));
@@ -251,7 +251,10 @@ impl Net {
         for step in steps {
             match step {
                 Step::Offer(ticket) => {
-                    self.push(WIRE, self.nodes[node].uploading[&ticket].0, Event::Turn(node, ticket));
+                    let Node { unshared, task, uploading, .. } = &mut self.nodes[node];
+                    unshared.set(task.iter().flat_map(Task::unshared));
+                    let (to, rather) = (uploading[&ticket].0, unshared.name());
+                    self.push(WIRE, to, Event::Turn(node, ticket, rather));
                     self.push(OFFER_MAX, node, Event::Lapse(ticket));
                 }
                 Step::Serve(ticket) => self.upload(node, ticket),
@@ -265,13 +268,13 @@ impl Net {
         self.go_on(node, steps);
     }
 
-    fn turn(&mut self, node: usize, from: usize, ticket: Ticket) {
+    fn turn(&mut self, node: usize, from: usize, ticket: Ticket, rather: Option<PieceIndex>) {
         let peer = self.nodes[from].id;
         let pace = self.nodes[node].task.as_ref().map_or(Pace::Usual, |task| task.pace(peer));
         let room = self.nodes[node].intake.take(self.geometry.piece_size().bytes(), pace);
         let now = self.now;
         self.nodes[node].offer = Some((ticket, pace));
-        self.with(node, |task| task.handle_turn(peer, room, now));
+        self.with(node, |task| task.handle_turn(peer, rather, room, now));
         self.drain(node);
         if let Some((_, pace)) = self.nodes[node].offer.take().filter(|_| room) {
             self.free_place(node, pace);
