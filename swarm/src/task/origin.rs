@@ -433,6 +433,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_fetched_is_unshared_until_somebody_has_it() {
+        let (mut origin, now) = (Origin::default(), Instant::now());
+        (3..7).for_each(|piece| origin.delivered(RunId(1), PieceIndex(piece), now));
+        origin.passed_on(PieceIndex(4), now);
+        origin.shared(PieceIndex(6));
+        assert_eq!(origin.unshared.iter().map(|piece| piece.0).collect::<Vec<_>>(), [3, 5]);
+    }
+
+    #[test]
     fn who_passes_on_more_slowly_than_others_give_does_not_keep_up() {
         let mut origin = Origin::default();
         let mut now = Instant::now();

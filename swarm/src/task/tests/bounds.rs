@@ -38,10 +38,15 @@ fn holding(pieces: impl IntoIterator<Item = u32>) -> Bitmap {
 
 /// What is taken if `peer` offers as many turns as it is asked for.
 fn taken(task: &mut Task, peer: NodeId, now: Instant) -> Vec<u32> {
+    taken_of_named(task, peer, None, now)
+}
+
+/// The same if it names a piece on each.
+fn taken_of_named(task: &mut Task, peer: NodeId, rather: Option<PieceIndex>, now: Instant) -> Vec<u32> {
     let mut taken = Vec::new();
     while let Some(action) = task.poll_action() {
         match action {
-            Action::Ask { peer: asked } if asked == peer => task.handle_turn(peer, None, true, now),
+            Action::Ask { peer: asked } if asked == peer => task.handle_turn(peer, rather, true, now),
             Action::Take { piece, .. } => taken.push(piece.0),
             _ => {}
         }
@@ -75,6 +80,26 @@ fn the_rarest_piece_is_taken_first() {
     for piece in rare {
         let times = f64::from(chosen[piece as usize]);
         assert!((times - expected).abs() < 4.0 * expected.sqrt(), "{piece}: {times} times of {expected}");
+    }
+}
+
+/// A neighbour that names what it alone has decides between pieces that are as rare, and nothing else.
+#[test]
+fn of_pieces_that_are_as_rare_the_named_one_is_taken() {
+    let start = Instant::now();
+    for seed in 0..50 {
+        let mut task = reading(seed, start);
+        task.handle_neighbour_up(node(2), holding([20]), start);
+        task.handle_neighbour_up(node(1), holding(10..100), start);
+        let named = |task: &mut Task, piece| taken_of_named(task, node(1), Some(PieceIndex(piece)), start);
+        assert_eq!(named(&mut task, 77)[0], 77, "seed {seed}");
+        let mut task = reading(seed, start);
+        task.handle_neighbour_up(node(2), holding([20]), start);
+        task.handle_neighbour_up(node(1), holding(10..100), start);
+        // One that is not as rare, one that it does not offer, one that there is not.
+        for piece in [20, 3, u32::MAX] {
+            assert!(!named(&mut task, piece).contains(&piece), "seed {seed}: {piece}");
+        }
     }
 }
 
