@@ -283,8 +283,7 @@ impl Flights {
     /// The piece to name on the next turn that is offered: one that nobody else has, while this is being pulled.
     pub(crate) fn rather(&self, task: &TaskId) -> Option<PieceIndex> {
         let flight = lock(&self.flights).get(task).cloned()?;
-        let piece = lock(&flight.unshared).name();
-        piece
+        lock(&flight.unshared).name()
     }
 
     /// The tasks that are being pulled.
