@@ -30,7 +30,7 @@ pub const LARGE_CLUSTER: usize = 32;
 
 /// Until a member holds something of a task, one fetches, but for no longer than this: its first piece, for which every client
 /// waits, then comes before the registry's link is shared with runs that nobody waits for. (Simulated with 16 nodes and 8 layers at
-/// 100 Mb/s: the first byte after 0.20 s instead of 0.33, at 25 Mb/s after 0.88 instead of 1.55, and the last one no later.)
+/// 100 Mb/s: the first byte after 0.20 s instead of 0.33, at 25 Mb/s after 0.88 instead of 1.55, and the last one, over three seeds, no later.)
 pub const FIRST_ALONE: Duration = Duration::from_secs(1);
 
 /// The longest run: 16 MiB leave a joiner something to fetch and keep the order near the readers.

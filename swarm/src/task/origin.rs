@@ -388,7 +388,7 @@ impl Task {
 
     /// What this node has fetched and nobody else has, as far as it knows, the first [`Unshared::PIECES_MAX`] of it: to be named to
     /// those who are offered turns.
-    pub fn unshared(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+    pub fn unshared(&self) -> impl Iterator<Item = PieceIndex> + Clone + '_ {
         self.origin.unshared.iter().copied().take(Unshared::PIECES_MAX)
     }
 

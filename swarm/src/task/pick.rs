@@ -1,5 +1,5 @@
 //! Whom to ask for a turn, and which piece to take when it comes: what a reader has waited for, so that clients stream; else the
-//! rarest; ties at random. What one neighbour is slow with is taken from a second.
+//! rarest; of those what its holder names, else at random. What one neighbour is slow with is taken from a second.
 //!
 //! A turn is asked of everybody who offers something that is wanted; of two for each place that is given back, once a turn has come
 //! for which there was none. The piece is chosen only when the turn has come, by what is wanted then: nothing waits for a busy
