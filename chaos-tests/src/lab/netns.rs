@@ -32,6 +32,10 @@ pub const CONGESTION: &str = "cubic";
 /// What [`Network::new`] can be told instead, as `sysctl` lists it.
 const CONGESTIONS: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 
+/// Those of them that a namespace other than the machine's own may have. The machine's choice is one of them, cubic need
+/// not be: an administrator who has chosen another has, as a rule, left it out.
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
 /// Names of nft's counters of what [`Host::lose`] sees and drops.
 const ARRIVED: &str = "arrived";
 const LOST: &str = "lost";
@@ -65,8 +69,9 @@ pub struct Host {
 
 impl Network {
     /// Makes the router. All names begin with `prefix`; hosts will have the congestion control of this name, one of
-    /// [`congestions`].
+    /// [`congestions`]. Where the machine does not allow it in namespaces, it does from now on.
     pub async fn new(prefix: &str, congestion: &str) -> Result<Self> {
+        allow(congestion)?;
         let router = format!("{prefix}-router");
         ip(&["netns", "add", &router]).await?;
         set(&router, "net/ipv4/ip_forward", "1").await?;
@@ -204,6 +209,16 @@ fn limited(device: &str, megabits: u32) -> Vec<String> {
     let rate = format!("{megabits}mbit");
     let args = ["qdisc", "replace", "dev", device, "root", "tbf", "rate", &rate, "burst", "256kb", "latency", "50ms"];
     args.map(str::to_owned).to_vec()
+}
+
+/// Adds a congestion control to those that namespaces may have.
+fn allow(congestion: &str) -> Result<()> {
+    let allowed = std::fs::read_to_string(ALLOWED).with_context(|| format!("reading {ALLOWED}"))?;
+    if allowed.split_whitespace().any(|name| name == congestion) {
+        return Ok(());
+    }
+    let more = format!("{} {congestion}", allowed.trim_end());
+    std::fs::write(ALLOWED, more).with_context(|| format!("allowing {congestion} in {ALLOWED}"))
 }
 
 /// What this machine's kernel can be told to regulate TCP by; nothing where it does not say.
