@@ -209,6 +209,7 @@ fn store(dir: &Path, end: &str) -> Arc<Store> {
         idle: Duration::MAX,
         verify_before_stream: false,
         memory_bytes: MEMORY_BYTES,
+        put_off: Duration::ZERO,
     };
     Store::open(settings, Arc::new(Metrics::default())).unwrap()
 }

@@ -62,6 +62,10 @@ const REMOVED_BACKLOG: usize = 1024;
 /// of 16 MiB at 100 Mb/s, 56 % of what was read from files comes from here; with twice as much it is 78 %, and no less CPU time.
 pub const MEMORY_BYTES: u64 = 16 * 1024 * 1024;
 
+/// How long the syncing of whole blobs may be put off while others are being fetched: as long as the kernel lets written bytes wait
+/// before it writes them to the disk by itself.
+pub const PUT_OFF: Duration = Duration::from_secs(30);
+
 /// How the cache is to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -77,6 +81,8 @@ pub struct Settings {
     pub verify_before_stream: bool,
     /// Bytes of pieces that are kept in memory after they came.
     pub memory_bytes: u64,
+    /// How long the syncing of whole blobs may be put off while others are being fetched.
+    pub put_off: Duration,
 }
 
 /// The cache of one agent.
@@ -95,7 +101,11 @@ struct Context {
     verify_before_stream: bool,
     /// What has just come.
     memory: Memory,
-    /// Everything that runs on blocking threads.
+    /// How long the syncing of whole blobs may be put off.
+    put_off: Duration,
+    /// Whose turn it is to be synced.
+    publishing: tokio::sync::Mutex<()>,
+    /// Everything that runs on blocking threads, or waits to.
     jobs: TaskTracker,
     /// Long jobs end after the piece that they are at.
     stopping: AtomicBool,
@@ -115,6 +125,8 @@ impl Store {
             metrics,
             verify_before_stream: settings.verify_before_stream,
             memory: Memory::new(settings.memory_bytes),
+            put_off: settings.put_off,
+            publishing: tokio::sync::Mutex::default(),
             jobs: TaskTracker::new(),
             stopping: AtomicBool::new(false),
             disk: Mutex::new(()),
@@ -309,6 +321,12 @@ impl Store {
         blob.look(State::touch);
         // A partial that was found after a restart may be whole, or have a prefix that is not hashed yet.
         verify::kick(blob, None);
+    }
+
+    /// Whether blobs are being written.
+    fn is_fetching(&self) -> bool {
+        let index = lock(&self.index);
+        index.values().any(|blob| in_use(blob) && blob.look(|state| state.outcome()) == Outcome::Incomplete)
     }
 
     /// Whether `blob` is the one that is known under its name.

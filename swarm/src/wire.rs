@@ -32,7 +32,8 @@ pub enum Open {
         ticket: u64,
     },
     /// A turn to take a piece; the answer is a [`TurnReply`] other than `Queued`, which may precede it. The end of the stream
-    /// leaves the turn to others; whoever uses it keeps the stream open until the piece has come.
+    /// leaves the turn to others; whoever uses it keeps the stream open until the piece has come, or asks for the next turn on it
+    /// by a [`LineFrame`] as soon as he has said which piece he takes.
     Ask {
         /// The task.
         task: TaskId,
@@ -108,6 +109,18 @@ pub struct HomeNews {
     pub members: Vec<NodeId>,
     /// Other homes that have told the sender, and what the members of each hold or fetch: the receiver may know none of them.
     pub others: Vec<(NodeId, Bitmap)>,
+}
+
+/// What an asker says on the stream of [`Open::Ask`] after [`TurnReply::Turn`]. A stream for each turn would take more packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LineFrame {
+    /// One more turn, answered like the first. The turn before is used: the asker has said which piece it takes, or will at once.
+    Again {
+        /// How many pieces of the task it holds by now.
+        holds: u32,
+    },
+    /// The turn is left to others.
+    Pass,
 }
 
 /// What one side of a session holds when it begins.

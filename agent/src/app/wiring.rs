@@ -26,6 +26,7 @@ pub fn store(config: &Config) -> anyhow::Result<store::Settings> {
         idle: config.cache.idle,
         verify_before_stream: config.verify == config::Verify::BeforeStream,
         memory_bytes: store::MEMORY_BYTES,
+        put_off: store::PUT_OFF,
     })
 }
 

@@ -503,8 +503,7 @@ impl GossipTracker {
         let peer = self.peer(node).ok_or("gossip does not know it")?;
         let exchange = async {
             let mut stream = transport.open(peer).await?;
-            stream.send(&Open::Call(call)).await?;
-            stream.finish();
+            stream.send_last(&Open::Call(call)).await?;
             stream.receive::<Reply>().await
         };
         exchange.await.map_err(|error: crate::net::NetError| error.to_string())?.ok_or_else(|| "no answer".to_owned())

@@ -7,6 +7,7 @@
 
 use bytes::{Bytes, BytesMut};
 use darter_tracker::PieceSize;
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,8 +33,8 @@ pub struct Stream {
 #[derive(Debug)]
 pub struct Sender {
     half: SendHalf,
-    /// What an earlier, cancelled call left unsent.
-    pending: Bytes,
+    /// What an earlier, cancelled call left unsent: of a frame, and of bytes behind it.
+    pending: [Bytes; 2],
 }
 
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Stream {
 
     fn new(send: SendHalf, receive: RecvHalf) -> Self {
         Self {
-            sender: Sender { half: send, pending: Bytes::new() },
+            sender: Sender { half: send, pending: Default::default() },
             receiver: Receiver { half: receive, partial: BytesMut::new(), body: None },
         }
     }
@@ -88,8 +89,23 @@ impl Stream {
     /// # Errors
     /// As there.
     pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
-        let frame = encode(message)?;
-        self.push(frame).await
+        self.push([encode(message)?, Bytes::new()], false).await
+    }
+
+    /// Sends a frame and ends the sending direction; see [`Sender::send_last`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send_last<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
+        self.push([encode(message)?, Bytes::new()], true).await
+    }
+
+    /// Sends a frame and raw bytes behind it, and ends the sending direction; see [`Sender::send_last`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send_last_with<T: Serialize + Sync>(&mut self, message: &T, bytes: Bytes) -> Result<(), NetError> {
+        self.push([encode(message)?, bytes], true).await
     }
 
     /// Sends raw bytes; see [`Sender::send_bytes`].
@@ -97,7 +113,7 @@ impl Stream {
     /// # Errors
     /// As there.
     pub async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), NetError> {
-        self.push(bytes).await
+        self.push([Bytes::new(), bytes], false).await
     }
 
     /// Ends the sending direction; see [`Sender::finish`].
@@ -139,14 +155,14 @@ impl Stream {
     }
 
     /// Like [`Sender::push`]. Over TCP it is this that hears the peer's signs of life meanwhile.
-    async fn push(&mut self, bytes: Bytes) -> Result<(), NetError> {
+    async fn push(&mut self, parts: [Bytes; 2], last: bool) -> Result<(), NetError> {
         let (SendHalf::Tcp(send), RecvHalf::Tcp(receive)) = (&mut self.sender.half, &mut self.receiver.half) else {
-            return self.sender.push(bytes).await;
+            return self.sender.push(parts, last).await;
         };
         let pending = &mut self.sender.pending;
-        tcp::write_listening(send, receive, pending).await?;
-        *pending = bytes;
-        tcp::write_listening(send, receive, pending).await
+        tcp::write_listening(send, receive, pending, false).await?;
+        *pending = parts;
+        tcp::write_listening(send, receive, pending, last).await
     }
 
     /// The two directions, to be used by two tasks.
@@ -166,8 +182,15 @@ impl Sender {
     /// [`NetError::FrameTooLong`] and [`NetError::Malformed`] (a value that postcard cannot encode) with nothing sent;
     /// otherwise why the stream is of no more use.
     pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
-        let frame = encode(message)?;
-        self.push(frame).await
+        self.push([encode(message)?, Bytes::new()], false).await
+    }
+
+    /// Like [`Self::send`], and ends the sending direction behind it, in the same packet where there is room.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send_last<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), NetError> {
+        self.push([encode(message)?, Bytes::new()], true).await
     }
 
     /// Sends bytes as they are. Cancelling acts as with [`Self::send`].
@@ -175,7 +198,7 @@ impl Sender {
     /// # Errors
     /// Why the stream is of no more use.
     pub async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), NetError> {
-        self.push(bytes).await
+        self.push([Bytes::new(), bytes], false).await
     }
 
     /// Ends the sending direction: the peer's next `receive` gives `None`. What was sent still arrives. Does nothing
@@ -188,21 +211,34 @@ impl Sender {
         }
     }
 
-    async fn push(&mut self, bytes: Bytes) -> Result<(), NetError> {
-        self.flush().await?;
-        self.pending = bytes;
-        self.flush().await
+    async fn push(&mut self, parts: [Bytes; 2], last: bool) -> Result<(), NetError> {
+        self.flush(false).await?;
+        self.pending = parts;
+        self.flush(last).await
     }
 
-    async fn flush(&mut self) -> Result<(), NetError> {
+    async fn flush(&mut self, last: bool) -> Result<(), NetError> {
         match &mut self.half {
             SendHalf::Quic(stream, _) => {
-                while !self.pending.is_empty() {
-                    stream.write_chunks(std::slice::from_mut(&mut self.pending)).await?;
+                while self.pending.iter().any(|part| !part.is_empty()) {
+                    stream.write_chunks(&mut self.pending).await?;
+                }
+                if last {
+                    // Fails if the direction has ended already, which is what is wanted.
+                    drop(stream.finish());
                 }
                 Ok(())
             }
-            SendHalf::Tcp(half) => half.write(&mut self.pending).await,
+            SendHalf::Tcp(half) => half.write(&mut self.pending, last).await,
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // Where the end has come, but was not read yet, the library would still have the peer told to stop, in a packet of its own.
+        if let RecvHalf::Quic(stream, _) = &mut self.half {
+            let _ = stream.read_chunk(1, true).now_or_never();
         }
     }
 }

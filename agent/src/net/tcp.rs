@@ -44,8 +44,9 @@ const DIALS_MAX: usize = 64;
 const READ_AHEAD_BYTES_MAX: usize = 128 * 1024;
 /// Where that begins, and what an unused connection may keep: requests are far smaller.
 const READ_AHEAD_BYTES_MIN: usize = 4 * 1024;
-/// Bytes that TLS encrypts before they are written, in one system call: fits in the second-level cache with its source.
-const WRITE_BYTES: usize = 256 * 1024;
+/// Bytes that TLS encrypts before they are written, in one system call: fits in the second-level cache with its source, and has
+/// room for a piece of 256 KiB with what goes before and behind it.
+const WRITE_BYTES: usize = 260 * 1024;
 /// Receive buffer of accepted connections: requests only, of up to [`super::FRAME_BYTES_MAX`]. Those that were dialled
 /// have what the kernel finds good (at most `net.ipv4.tcp_rmem`), since a fixed one would be cut to `net.core.rmem_max`, which
 /// is too little for a fast network; what may come on them is bounded by what was asked for.

@@ -16,7 +16,7 @@ use super::place::{Place, Places};
 use super::task::Event;
 use crate::admin::metrics::PieceOrigin;
 use crate::net::{NetError, Peer, Receiver, Sender};
-use crate::source::peer::{self, PeerError, Turn};
+use crate::source::peer::{self, Line, PeerError, Turn};
 use crate::source::registry::{BlobOrigin, OriginError, RangeBody};
 use crate::store::{Blob, Hashed, StoreError};
 
@@ -29,18 +29,18 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress within a piece is told: well below the time after which a lease lapses.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Waits for a turn at a peer, and takes a place for what it brings if there is one then.
+/// Waits for a turn at a peer, on the line of the last one if there is one, and takes a place for what it brings if there is one then.
 pub(super) async fn ask(
     context: &Context,
     places: &Arc<Places>,
     (task, geometry): (TaskId, Geometry),
-    (peer, pace): (Peer, Pace),
+    (peer, pace, line): (Peer, Pace, Option<Line>),
     holds: u32,
 ) -> Event {
     let Some(transport) = &context.transport else {
         return Event::NoTurn(peer.id, Some(darter_tracker::ErrorKind::Unreachable));
     };
-    match peer::turn(transport, peer, task, holds).await {
+    match peer::turn(transport, peer, line, task, holds).await {
         // The largest piece that it can be.
         Ok(turn) => Event::Turn(peer.id, Box::new(turn), places.take(geometry.piece_size().bytes(), pace)),
         Err(error) => Event::NoTurn(peer.id, error.kind()),
@@ -53,15 +53,21 @@ pub(super) struct Taking {
     pub(super) place: Place,
 }
 
-/// Gets one piece from a peer into the store.
-pub(super) async fn take(context: &Context, blob: &Arc<Blob>, peer: Peer, taking: Taking, piece: PieceIndex) -> Event {
+/// Gets one piece from a peer into the store, on the turn that `ticket` names.
+pub(super) async fn take(
+    context: &Context,
+    blob: &Arc<Blob>,
+    (peer, ticket): (Peer, u64),
+    place: Place,
+    piece: PieceIndex,
+) -> Event {
     // Held until the piece is stored, or lost.
-    let Taking { turn, place: _place } = taking;
+    let _place = place;
     let Some(transport) = &context.transport else {
         return Event::PieceFailed(peer.id, piece, Some(darter_tracker::ErrorKind::Unreachable));
     };
     let (task, geometry) = (*blob.task(), *blob.geometry());
-    match peer::piece(transport, &context.keys, peer, turn, task, geometry, piece).await {
+    match peer::piece(transport, &context.keys, peer, ticket, task, geometry, piece).await {
         Ok((proof, bytes, way)) => {
             let length = bytes.length();
             // Before they are written: the write that completes the blob ends the pull, and with it this job.

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use darter_swarm::task::{Action, Fallback, OriginFailure, ReaderId, RunId, Task};
 use darter_swarm::wire::{Offer, SessionFrame};
 use darter_tracker::{
-    Added, ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse,
-    ReportPieceResponse, Tracker as _, TrackerError,
+    Added, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse, ReportPieceResponse,
+    Tracker as _, TrackerError,
 };
 use http::StatusCode;
 use rand::RngExt as _;
@@ -34,7 +34,7 @@ use super::place::{Place, Seat};
 use crate::admin::metrics::FallbackReason;
 use crate::gossip::Roster;
 use crate::net::{Receiver, Sender};
-use crate::source::peer::Turn;
+use crate::source::peer::{Line, Turn};
 use crate::source::registry::{BlobOrigin, OriginError};
 use crate::store::{Outcome, Progress, StoreError};
 
@@ -141,6 +141,8 @@ pub(super) struct Driver {
     next_session: u64,
     /// Turns that are waited for.
     asks: BTreeMap<NodeId, AbortHandle>,
+    /// Where turns were asked for, and will be again; since when nothing is waited for there.
+    lines: BTreeMap<NodeId, (Line, Instant)>,
     /// The turn that is being offered at this moment.
     offer: Option<(NodeId, execute::Taking)>,
     requests: BTreeMap<(NodeId, PieceIndex), AbortHandle>,
@@ -208,6 +210,7 @@ impl Driver {
             sessions: BTreeMap::new(),
             next_session: 0,
             asks: BTreeMap::new(),
+            lines: BTreeMap::new(),
             offer: None,
             requests: BTreeMap::new(),
             runs: BTreeMap::new(),
@@ -261,6 +264,7 @@ impl Driver {
                 }
                 _ = pulse.tick() => {
                     self.feel_pulse();
+                    self.leave_lines();
                     self.reconsider_isolation();
                     // A deadline that passed while something else was handled is not forgotten.
                     self.core.handle_timeout(Instant::now());
@@ -429,6 +433,8 @@ impl Driver {
             }
             Event::PieceFailed(peer, piece, kind) => {
                 self.requests.remove(&(peer, piece));
+                // Its turn may be left, and others shall have it.
+                self.lines.remove(&peer);
                 self.core.handle_piece_failed(peer, piece, kind, now);
             }
             Event::OriginPiece(run, piece) => self.core.handle_origin_piece(run, piece, now),
@@ -560,17 +566,6 @@ impl Driver {
             // The loop has ended: nobody is interested.
             let _ = flight.events.send(event).await;
         })
-    }
-
-    fn blame(&mut self, home: NodeId, request: ClientErrorRequest) {
-        let tracker = self.context().tracker.clone();
-        self.spawn(async move {
-            let peer = request.peer;
-            if let Err(error) = tracker.report_error(home, request).await {
-                tracing::debug!(%peer, %error, "the home could not be told of a failure");
-            }
-            Event::Nothing
-        });
     }
 
     fn fetch(&mut self, run: RunId, pieces: PieceRange) {

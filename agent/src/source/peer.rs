@@ -1,8 +1,9 @@
 //! Pieces and sessions from another member.
 
 use darter_swarm::identity::{ClusterKeys, verify_piece};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
+use darter_swarm::wire::{LineFrame, Offer, Open, PieceReply, SessionFrame, TurnReply};
 use darter_tracker::{ErrorKind, Geometry, PieceIndex, PieceProof, TaskId};
+use futures_util::FutureExt as _;
 
 use crate::net::{NetError, Peer, Receiver, Sender, Stream, Transport, Way};
 use crate::store::Hashed;
@@ -41,26 +42,61 @@ impl PeerError {
     }
 }
 
-/// A turn that a peer has offered. It is given up when dropped, and to be kept until the piece that is taken on it has come.
+/// A stream on which turns of one task are asked for at one peer. Whoever drops it leaves what he has asked for to others.
 #[derive(Debug)]
-pub struct Turn {
-    ticket: u64,
-    /// What the peer would rather give.
-    pub rather: Option<PieceIndex>,
-    #[expect(dead_code, reason = "held")]
-    stream: Stream,
+pub struct Line(Stream);
+
+impl Line {
+    /// Leaves the turn that was offered to others; gives the line back if that could be said at once.
+    #[must_use]
+    pub fn pass(mut self) -> Option<Self> {
+        let said = self.0.send(&LineFrame::Pass).now_or_never();
+        matches!(said, Some(Ok(()))).then_some(self)
+    }
 }
 
-/// Waits for a turn at `peer`, as one who holds so many pieces of `task`.
+/// A turn that a peer has offered. It is given up with its line, which is kept until the piece that is taken on it was asked for.
+#[derive(Debug)]
+pub struct Turn {
+    /// Names it when the piece is asked for.
+    pub ticket: u64,
+    /// What the peer would rather give.
+    pub rather: Option<PieceIndex>,
+    /// Where the next one can be asked for.
+    pub line: Line,
+}
+
+/// Waits for a turn at `peer`, as one who holds so many pieces of `task`; on the `line` of an earlier one where that is still good.
 ///
 /// # Errors
 /// See [`PeerError`]; [`PeerError::NotHeld`] if it has nothing of the task.
-pub async fn turn(transport: &Transport, peer: Peer, task: TaskId, holds: u32) -> Result<Turn, PeerError> {
+pub async fn turn(
+    transport: &Transport,
+    peer: Peer,
+    line: Option<Line>,
+    task: TaskId,
+    holds: u32,
+) -> Result<Turn, PeerError> {
+    if let Some(Line(mut stream)) = line
+        && stream.send(&LineFrame::Again { holds }).await.is_ok()
+    {
+        match answer(stream).await {
+            // The peer has ended it, or its connection is gone: nothing is wrong with the peer yet.
+            Err(PeerError::Unreachable(_) | PeerError::Wrong(_)) => {}
+            outcome => return outcome,
+        }
+    }
     let mut stream = transport.open(peer).await?;
     stream.send(&Open::Ask { task, holds }).await?;
+    answer(stream).await
+}
+
+async fn answer(mut stream: Stream) -> Result<Turn, PeerError> {
     loop {
         match stream.receive::<TurnReply>().await? {
-            Some(TurnReply::Turn { ticket, rather }) => return Ok(Turn { ticket, rather: rather.0, stream }),
+            Some(TurnReply::Turn { ticket, rather }) => {
+                return Ok(Turn { ticket, rather: rather.0, line: Line(stream) });
+            }
             Some(TurnReply::Busy) => return Err(PeerError::Busy),
             Some(TurnReply::NotHeld) => return Err(PeerError::NotHeld),
             // However often: the core judges silence, and nothing is lost by waiting.
@@ -70,7 +106,7 @@ pub async fn turn(transport: &Transport, peer: Peer, task: TaskId, holds: u32) -
     }
 }
 
-/// Takes one piece from `peer` on `turn` and checks it: length, BLAKE3, and a member's signature under that.
+/// Takes one piece from `peer` on the turn that `ticket` names and checks it: length, BLAKE3, and a member's signature under that.
 ///
 /// # Errors
 /// See [`PeerError`]; bytes that failed a check are dropped here.
@@ -78,15 +114,19 @@ pub async fn piece(
     transport: &Transport,
     keys: &ClusterKeys,
     peer: Peer,
-    turn: Turn,
+    ticket: u64,
     task: TaskId,
     geometry: Geometry,
     piece: PieceIndex,
 ) -> Result<(PieceProof, Hashed, Way), PeerError> {
     let mut stream = transport.open_bulk(peer).await?;
     let way = stream.way();
-    stream.send(&Open::Piece { task, piece, ticket: turn.ticket }).await?;
-    stream.finish();
+    let open = Open::Piece { task, piece, ticket };
+    match way {
+        // The end of this direction, said when the piece is here, takes the acknowledgement of it along.
+        Way::Quic => stream.send(&open).await?,
+        Way::Tcp => stream.send_last(&open).await?,
+    }
     let expected = geometry.piece_length(piece);
     let proof = loop {
         match stream.receive::<PieceReply>().await? {
@@ -102,7 +142,7 @@ pub async fn piece(
     verify_piece(keys, &task, &geometry, piece, &proof).map_err(|_| PeerError::Wrong("nobody vouches for it"))?;
     let bytes = stream.receive_bytes(expected as usize).await?;
     // Lets the other side know at once that all of it has come.
-    drop((stream, turn));
+    drop(stream);
     // The store compares the digests again, in the one place that may let bytes in; here it tells who is to blame.
     let bytes = Hashed::of(bytes).await.map_err(|_| NetError::Closed)?;
     if bytes.digest() != proof.digest {

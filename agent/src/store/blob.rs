@@ -283,6 +283,11 @@ impl Blob {
         self.store.upgrade().is_some_and(|store| store.knows(self))
     }
 
+    /// Whether other blobs are being written.
+    pub(super) fn others_come(&self) -> bool {
+        self.store.upgrade().is_some_and(|store| store.is_fetching())
+    }
+
     /// Takes the blob out of the store because its files are not what they should be.
     pub(super) fn vanish(&self) {
         match self.store.upgrade() {

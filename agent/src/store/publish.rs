@@ -1,9 +1,12 @@
 //! What becomes of a blob on disk once something is known about it: published, poisoned, or less than it was.
 //!
 //! A blob is published by syncing its files and moving both; readers and peers do not wait for that, since the bytes have
-//! matched and a crash before the move costs only hashing them once more. Everything here runs on blocking threads.
+//! matched and a crash before the move costs only hashing them once more. It is put off while others are being fetched, whose
+//! clients wait for the disk and the cores. Everything else here runs on blocking threads.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use darter_tracker::PieceIndex;
 
@@ -11,6 +14,9 @@ use super::blob::Blob;
 use super::directory::Place;
 use super::partial::Files;
 use super::state::{Outcome, lock};
+
+/// How often is looked whether others are still being fetched, or the store closes.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The whole matched: readers get their last piece, then the blob is published.
 ///
@@ -20,14 +26,44 @@ pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool
         return false;
     }
     blob.context.memory.forget_all(blob.id);
-    if let Err(error) = publish(blob, files) {
-        // It is served from where it is; after a restart it is hashed and published again.
-        tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
+    if blob.context.put_off.is_zero() {
+        publish(blob, files);
+    } else {
+        // The store's tracker owns the job. What is evicted meanwhile has nothing to be published.
+        let (context, blob) = (blob.context.clone(), Arc::downgrade(blob));
+        let jobs = context.jobs.clone();
+        jobs.spawn(async move {
+            let until = Instant::now() + context.put_off;
+            while Instant::now() < until && !context.stopping.load(Ordering::Relaxed) {
+                tokio::time::sleep(LOOK).await;
+                if !blob.upgrade().is_some_and(|blob| blob.others_come()) {
+                    break;
+                }
+            }
+            // One after the other: the disk has others to serve.
+            let _turn = context.publishing.lock().await;
+            let published = context.jobs.spawn_blocking(move || {
+                if let Some(blob) = blob.upgrade()
+                    && let Ok(files) = blob.files()
+                {
+                    publish(&blob, &files);
+                }
+            });
+            // It fails only when the runtime is shutting down.
+            drop(published.await);
+        });
     }
     true
 }
 
-fn publish(blob: &Arc<Blob>, files: &Files) -> std::io::Result<()> {
+fn publish(blob: &Arc<Blob>, files: &Files) {
+    if let Err(error) = sync_and_move(blob, files) {
+        // It is served from where it is; after a restart it is hashed and published again.
+        tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
+    }
+}
+
+fn sync_and_move(blob: &Arc<Blob>, files: &Files) -> std::io::Result<()> {
     files.sync().inspect_err(|_| {
         // The kernel may forget what it could not write, so what was compared in memory says nothing of the disk.
         blob.look(|state| state.suspect = true);

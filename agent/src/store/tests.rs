@@ -91,6 +91,7 @@ fn settings(dir: &Path) -> Settings {
         verify_before_stream: false,
         // What is damaged on the disk is to be seen; `memory` has tests of its own.
         memory_bytes: 0,
+        put_off: Duration::ZERO,
     }
 }
 
@@ -192,6 +193,50 @@ async fn blobs_of_every_awkward_size_arrive_backwards_and_survive() {
         let (proof, bytes) = blob.piece(last).await.unwrap();
         assert_eq!((proof, bytes), (content.proof(last.0), content.piece(last.0)));
     }
+}
+
+#[tokio::test]
+async fn a_whole_blob_is_not_synced_while_another_one_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let put_off = PATIENCE * 2;
+    let store = Store::open(Settings { put_off, ..settings(dir.path()) }, Arc::default()).unwrap();
+    let (first, second) = (Content::new(2 * PIECE, 1), Content::new(2 * PIECE, 2));
+    let coming = store.create(&second.task, second.geometry).unwrap();
+    let blob = store.create(&first.task, first.geometry).unwrap();
+    first.write_all(&blob).await;
+    outcome(&blob, Outcome::Complete).await;
+    let job = async { store.context.jobs.wait().await };
+    store.context.jobs.close();
+    assert!(tokio::time::timeout(Duration::from_secs(2), job).await.is_err(), "it is put off");
+    store.context.jobs.reopen();
+    assert_eq!(blob.look(|state| state.place), Place::Partial);
+    assert!(drain(&mut blob.reader(0..2 * PIECE)).await.0 == first.bytes, "and given meanwhile");
+    second.write_all(&coming).await;
+    outcome(&coming, Outcome::Complete).await;
+    published(&blob).await;
+    published(&coming).await;
+}
+
+#[tokio::test]
+async fn a_blob_whose_syncing_is_put_off_can_be_evicted_and_does_not_keep_the_store_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let put_off = PATIENCE * 2;
+    let store =
+        Store::open(Settings { put_off, idle: Duration::ZERO, ..settings(dir.path()) }, Arc::default()).unwrap();
+    let (first, second) = (Content::new(PIECE, 1), Content::new(2 * PIECE, 2));
+    let _coming = store.create(&second.task, second.geometry).unwrap();
+    let blob = store.create(&first.task, first.geometry).unwrap();
+    first.write_all(&blob).await;
+    outcome(&blob, Outcome::Complete).await;
+    drop(blob);
+    let gone = async {
+        while store.find(&first.task).is_some() {
+            tokio::task::yield_now().await;
+            store.sweep().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("nobody holds it");
+    tokio::time::timeout(PATIENCE, store.close()).await.expect("the store closes");
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Takes the streams that peers open, and serves each in a task of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use darter_swarm::upload::{ACTIVE, OFFER_MAX, Step, Ticket, Uploads};
-use darter_swarm::wire::{Offer, Open, PieceReply, SessionFrame, TurnReply};
+use darter_swarm::wire::{LineFrame, Offer, Open, PieceReply, SessionFrame, TurnReply};
 use darter_tracker::{Added, NodeId, PieceIndex, TaskId};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::metrics::Metrics;
 use crate::gossip::tracker::HomeHandle;
-use crate::net::{Incoming, NetError, Stream, Transport};
+use crate::net::{Incoming, NetError, Receiver, Sender, Stream, Transport};
 use crate::pull::Flights;
 use crate::store::{Blob, Outcome, Store, StoreError};
 
@@ -44,6 +44,10 @@ const LINGERING_MAX: usize = 4 * ACTIVE;
 
 /// How often that is looked at.
 const PULSE: Duration = Duration::from_millis(100);
+
+/// Turns of one line that are kept for pieces that were not asked for yet: as many as may leave at a time. Whoever asks for more
+/// before he uses them loses the first.
+const TURNS_PER_LINE: usize = ACTIVE;
 
 /// A session with a finished holder is kept no longer than this without a word: it says nothing new anyway.
 const SESSION_IDLE: Duration = Duration::from_secs(30);
@@ -202,12 +206,11 @@ impl Uploader {
             None => Ok(()),
             Some(Open::Call(call)) => {
                 let reply = self.home.call(peer, call).await;
-                stream.send(&reply).await?;
-                stream.finish();
+                stream.send_last(&reply).await?;
                 Ok(())
             }
             Some(Open::Session(offer)) => self.session(peer, offer, stream).await,
-            Some(Open::Ask { task, holds }) => self.turn(peer, task, holds, stream, transport).await,
+            Some(Open::Ask { task, holds }) => self.line(peer, task, holds, stream, transport).await,
             Some(Open::Piece { task, piece, ticket }) => {
                 let upload = self.clone().piece(peer, task, piece, Ticket(ticket), stream, transport);
                 // A timeout drops the stream, which tells the other side.
@@ -253,8 +256,7 @@ impl Uploader {
         transport: &Transport,
     ) -> Result<(), NetError> {
         let Some(slot) = self.slot(peer, task, ticket, &mut stream).await? else {
-            stream.send(&PieceReply::Busy).await?;
-            stream.finish();
+            stream.send_last(&PieceReply::Busy).await?;
             return Ok(());
         };
         let held = match self.store.find(&task) {
@@ -268,16 +270,14 @@ impl Uploader {
         let (proof, bytes) = match held {
             Ok(held) => held,
             Err(reply) => {
-                stream.send(&reply).await?;
-                stream.finish();
+                stream.send_last(&reply).await?;
                 return Ok(());
             }
         };
         let (length, way) = (bytes.len() as u32, stream.way());
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
         let sending = async {
-            stream.send(&PieceReply::Piece { proof, length }).await?;
-            stream.send_bytes(bytes).await?;
+            stream.send_last_with(&PieceReply::Piece { proof, length }, bytes).await?;
             stream.deliver().await
         };
         // A stream that is dropped tells the other side.
@@ -290,62 +290,61 @@ impl Uploader {
         Ok(())
     }
 
-    /// Lets a peer wait for its turn, and offers that when it has come. Ends when the peer has used it or wants none.
-    async fn turn(
+    /// Offers a peer one turn after the other, for as long as it asks for them.
+    async fn line(
         self: Arc<Self>,
         peer: NodeId,
         task: TaskId,
-        holds: u32,
-        mut stream: Stream,
+        mut holds: u32,
+        stream: Stream,
         transport: &Transport,
     ) -> Result<(), NetError> {
-        let held = |blob: Arc<Blob>| matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete);
-        let lined_up = if self.store.find(&task).is_some_and(held) {
-            self.desk(|desk| desk.line_up(peer, task, holds)).ok_or(TurnReply::Busy)
-        } else {
-            Err(TurnReply::NotHeld)
-        };
-        let (ticket, mut offered) = match lined_up {
-            Ok(lined_up) => lined_up,
-            Err(reply) => {
-                stream.send(&reply).await?;
-                stream.finish();
-                return Ok(());
-            }
-        };
-        let _slot = Slot { uploader: self.clone(), ticket, taken: false };
         let (mut sender, mut receiver) = stream.split();
-        // A peer says nothing more on this stream, but ends it.
-        let mut gone = std::pin::pin!(receiver.receive::<TurnReply>());
-        let (mut sent, mut since) = (transport.sent(peer), Instant::now());
+        // The turns before: which piece is taken on them is said on other streams, and may be heard later than the next question.
+        let mut before = VecDeque::new();
         loop {
-            tokio::select! {
-                turn = &mut offered => {
-                    if turn.is_err() {
+            let slot = match self.line_up(peer, task, holds) {
+                Ok((slot, offered)) => {
+                    if !wait_in_line(offered, (&mut sender, &mut receiver), &mut before, || transport.sent(peer))
+                        .await?
+                    {
                         return Ok(());
                     }
-                    break;
+                    slot
                 }
-                _ = &mut gone => return Ok(()),
-                () = tokio::time::sleep(QUEUED_LOOK) => {
-                    // Whatever goes to the peer shows that this node is alive: one word for all that it waits for.
-                    let before = std::mem::replace(&mut sent, transport.sent(peer));
-                    if sent > before {
-                        since = Instant::now();
-                    } else if since.elapsed() >= QUEUED_EVERY {
-                        sender.send(&TurnReply::Queued).await?;
-                        since = Instant::now();
-                    }
-                }
+                Err(reply) => return sender.send_last(&reply).await,
+            };
+            let rather = Added(self.flights.rather(&task));
+            sender.send(&TurnReply::Turn { ticket: slot.ticket.0, rather }).await?;
+            before.push_back((slot, Instant::now()));
+            if before.len() > TURNS_PER_LINE {
+                before.pop_front();
             }
+            holds = loop {
+                // Nobody waits for one who does not say what it wants.
+                match tokio::time::timeout(OFFER_MAX, receiver.receive()).await {
+                    Ok(Ok(Some(LineFrame::Again { holds }))) => break holds,
+                    Ok(Ok(Some(LineFrame::Pass))) => drop(before.pop_back()),
+                    Ok(Ok(None)) | Err(_) => return Ok(()),
+                    Ok(Err(error)) => return Err(error),
+                }
+            };
         }
-        let rather = Added(self.flights.rather(&task));
-        sender.send(&TurnReply::Turn { ticket: ticket.0, rather }).await?;
-        // The end goes in the same packet; later it would take one of its own.
-        sender.finish();
-        // Nobody waits for one who does not say what it wants.
-        let _ = tokio::time::timeout(OFFER_MAX, gone).await;
-        Ok(())
+    }
+
+    /// Gives a peer a place in line, or the reason why it gets none.
+    fn line_up(
+        self: &Arc<Self>,
+        peer: NodeId,
+        task: TaskId,
+        holds: u32,
+    ) -> Result<(Slot, oneshot::Receiver<()>), TurnReply> {
+        let held = |blob: Arc<Blob>| matches!(blob.state().borrow().outcome, Outcome::Complete | Outcome::Incomplete);
+        if !self.store.find(&task).is_some_and(held) {
+            return Err(TurnReply::NotHeld);
+        }
+        let (ticket, offered) = self.desk(|desk| desk.line_up(peer, task, holds)).ok_or(TurnReply::Busy)?;
+        Ok((Slot { uploader: self.clone(), ticket, taken: false }, offered))
     }
 
     /// Waits until what a peer takes on its turn is to be served, and tells it so; `None` if it was not its turn.
@@ -368,6 +367,34 @@ impl Uploader {
 
     fn desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {
         act(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Waits until it is a peer's turn, and tells it now and then that it waits still; `false` if it does not any more. The turns
+/// `before` are given up when their time is over. `sent` counts what goes to the peer.
+async fn wait_in_line(
+    mut offered: oneshot::Receiver<()>,
+    (sender, receiver): (&mut Sender, &mut Receiver),
+    before: &mut VecDeque<(Slot, Instant)>,
+    sent: impl Fn() -> u64,
+) -> Result<bool, NetError> {
+    let (mut count, mut since) = (sent(), Instant::now());
+    loop {
+        tokio::select! {
+            turn = &mut offered => return Ok(turn.is_ok()),
+            // Who waits says nothing, but leaves.
+            _ = receiver.receive::<LineFrame>() => return Ok(false),
+            () = tokio::time::sleep(QUEUED_LOOK) => {
+                before.retain(|(_, offered)| offered.elapsed() < OFFER_MAX);
+                // Whatever goes to the peer shows that this node is alive: one word for all that it waits for.
+                if std::mem::replace(&mut count, sent()) < count {
+                    since = Instant::now();
+                } else if since.elapsed() >= QUEUED_EVERY {
+                    sender.send(&TurnReply::Queued).await?;
+                    since = Instant::now();
+                }
+            }
+        }
     }
 }
 

@@ -35,6 +35,7 @@ mod imported;
 mod input;
 mod isolated;
 mod kill;
+mod line;
 mod pieces;
 mod ports;
 mod private;

@@ -75,6 +75,7 @@ impl Member {
             idle: wait::PATIENCE,
             verify_before_stream: false,
             memory_bytes: 0,
+            put_off: std::time::Duration::ZERO,
         };
         let store = Store::open(settings, metrics.clone()).unwrap();
         let peers = (gossip.clone(), transport.clone());

@@ -62,6 +62,7 @@ impl Node {
             idle: PATIENCE,
             verify_before_stream: false,
             memory_bytes: 0,
+            put_off: std::time::Duration::ZERO,
         };
         let store = Store::open(store, metrics.clone()).unwrap();
         let (home, home_loop) = HomeHandle::start(

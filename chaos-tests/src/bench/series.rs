@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::{Against, Mode, Settings};
 use super::contestants::Contestant;
 use super::figures::{Busy, Figures, Measured, extend};
+use super::memory;
 use super::play::{Entrant, play};
 use crate::lab::cases::TOOLS;
 use crate::lab::command::installed;
@@ -50,6 +51,7 @@ pub async fn series(settings: &Settings, programs: &Programs) -> Result<ExitCode
         }
     };
     world::remove_abandoned().await.context("cannot clear up after an earlier lab")?;
+    let _memory = memory::Hold::take();
     tokio::select! {
         code = turns(settings, programs, &entrants) => code,
         () = interrupted() => {

@@ -67,8 +67,7 @@ fn next_in_rank(roster: &Roster, task: &TaskId) -> Vec<NodeId> {
 
 async fn ask(transport: &Transport, peer: Peer, news: HomeNews) -> Option<HomeNews> {
     let mut stream = transport.open(peer).await.ok()?;
-    stream.send(&Open::Call(Call::Compare(news))).await.ok()?;
-    stream.finish();
+    stream.send_last(&Open::Call(Call::Compare(news))).await.ok()?;
     match stream.receive::<Reply>().await.ok()?? {
         Reply::Compared(answer) => answer,
         _ => None,

@@ -7,6 +7,7 @@
 //!
 //! Everything is polled, by whichever half of the stream needs it; nothing here waits for two things.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -31,6 +32,9 @@ const HEAD_BYTES: usize = 4;
 const KIND_SHIFT: u32 = 29;
 /// Data of one chunk: between two chunks there is room for a sign of life.
 const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+/// Of what is to be written, so many parts are given to TLS at a time: a chunk with a frame and a piece, what waits before it and
+/// the end behind it.
+const PARTS_AT_ONCE: usize = 8;
 /// What is read and thrown away of a stream that nobody wants any more, before its connection is closed instead.
 const UNWANTED_BYTES_MAX: usize = 64 * 1024;
 
@@ -60,9 +64,9 @@ impl Kind {
         all.into_iter().find(|kind| *kind as u32 == head >> KIND_SHIFT)
     }
 
-    fn head(self, bytes: usize) -> [u8; HEAD_BYTES] {
+    fn head(self, bytes: usize) -> Bytes {
         // Fits: a chunk has at most a megabyte.
-        ((self as u32) << KIND_SHIFT | bytes as u32).to_le_bytes()
+        Bytes::copy_from_slice(&((self as u32) << KIND_SHIFT | bytes as u32).to_le_bytes())
     }
 }
 
@@ -83,12 +87,10 @@ pub(super) struct Conn {
     ended_by_peer: bool,
     stopped_by_peer: bool,
     acknowledged: bool,
-    /// The head of the data chunk that is being written, as far as it has to be written.
-    out_head: Bytes,
-    /// Unwritten bytes of that chunk.
+    /// What TLS has not taken yet: heads of chunks, and what data chunks have.
+    out: VecDeque<Bytes>,
+    /// Bytes in `out` up to the end of its last data chunk.
     unwritten: usize,
-    /// Heads of other chunks to be written, between data chunks.
-    control: BytesMut,
     ended: bool,
     /// Why the connection is of no more use.
     failure: Option<NetError>,
@@ -116,9 +118,8 @@ impl Conn {
             ended_by_peer: false,
             stopped_by_peer: false,
             acknowledged: false,
-            out_head: Bytes::new(),
+            out: VecDeque::new(),
             unwritten: 0,
-            control: BytesMut::new(),
             ended: false,
             failure: None,
             wrote: Instant::now(),
@@ -129,72 +130,111 @@ impl Conn {
 
     // === Sending ===
 
-    /// Writes `bytes` as far as the socket takes them; ready when it has taken all.
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<Result<(), NetError>> {
-        if self.ended {
-            return Poll::Ready(Err(self.failure.clone().unwrap_or(NetError::Finished)));
-        }
-        self.sound()?;
-        while !bytes.is_empty() {
-            if self.stopped_by_peer {
+    /// Writes `parts`, one after the other, as far as the socket takes them, and the direction's end behind the `last`; ready when
+    /// it has taken all. What is left in them has not been taken yet.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &mut [Bytes],
+        last: bool,
+    ) -> Poll<Result<(), NetError>> {
+        loop {
+            self.sound()?;
+            let queue = self.unwritten == 0 && parts.iter().any(|part| !part.is_empty());
+            if queue && self.ended {
+                return Poll::Ready(Err(NetError::Finished));
+            }
+            if (queue || self.unwritten > 0) && self.stopped_by_peer {
                 return Poll::Ready(Err(NetError::Abandoned));
             }
-            if self.unwritten == 0 {
-                ready!(self.poll_control(cx))?;
-                self.unwritten = bytes.len().min(CHUNK_BYTES_MAX);
-                self.out_head = Bytes::copy_from_slice(&Kind::Data.head(self.unwritten));
+            if queue {
+                self.queue(parts, last);
+            } else if last && !self.ended {
+                self.queue_end();
             }
-            let data = &bytes[..self.unwritten.min(bytes.len())];
-            let written = if self.out_head.is_empty() {
-                Pin::new(&mut self.tls).poll_write(cx, data)
-            } else {
-                // In one record with the data.
-                Pin::new(&mut self.tls).poll_write_vectored(cx, &[IoSlice::new(&self.out_head), IoSlice::new(data)])
-            };
-            let written = ready!(written).map_err(|error| self.fail(&error))?;
-            let of_head = written.min(self.out_head.len());
-            self.out_head.advance(of_head);
-            bytes.advance(written - of_head);
-            self.unwritten -= written - of_head;
-            self.wrote = Instant::now();
+            ready!(self.poll_out(cx))?;
+            if parts.iter().all(Bytes::is_empty) {
+                return Poll::Ready(Ok(()));
+            }
         }
-        self.poll_flush(cx)
+    }
+
+    /// Makes a data chunk of what `parts` have, as far as it fits; in one record, and one packet, with what goes before and behind.
+    fn queue(&mut self, parts: &mut [Bytes], last: bool) {
+        let bytes = parts.iter().map(Bytes::len).sum::<usize>().min(CHUNK_BYTES_MAX);
+        self.out.push_back(Kind::Data.head(bytes));
+        let mut room = bytes;
+        for part in parts.iter_mut() {
+            let taken = part.split_to(part.len().min(room));
+            room -= taken.len();
+            if !taken.is_empty() {
+                self.out.push_back(taken);
+            }
+        }
+        self.unwritten = self.out.iter().map(Bytes::len).sum();
+        if last && parts.iter().all(Bytes::is_empty) {
+            self.queue_end();
+        }
+    }
+
+    fn queue_end(&mut self) {
+        self.ended = true;
+        self.out.push_back(Kind::End.head(0));
     }
 
     /// Says that nothing more comes. What is in the middle of a chunk cannot end cleanly: the connection is cut then.
     pub(super) fn end(&mut self, complete: bool) {
-        if self.ended {
-            return;
-        }
-        self.ended = true;
-        if complete && self.unwritten == 0 && self.out_head.is_empty() {
-            self.say(Kind::End);
-        } else {
+        if self.unwritten > 0 || !self.ended && !complete {
+            self.ended = true;
             self.cut(NetError::Abandoned);
+        } else if !self.ended {
+            self.queue_end();
+            self.send_queued();
         }
     }
 
     /// Queues a chunk without data, and sends it if that can be done at once; otherwise it goes before whatever is sent next.
     pub(super) fn say(&mut self, kind: Kind) {
+        self.out.push_back(kind.head(0));
+        self.send_queued();
+    }
+
+    /// Sends what is queued, if that can be done at once.
+    fn send_queued(&mut self) {
         // Whoever waits to write has its waker in the socket, which must not be replaced.
-        let free = self.is_flushed() && self.control.is_empty() && self.unwritten == 0 && self.out_head.is_empty();
-        self.control.put_slice(&kind.head(0));
-        if free {
+        if self.is_flushed() && self.unwritten == 0 {
             // An error comes again with the next use.
-            let _ = self.poll_control(&mut Context::from_waker(Waker::noop()));
+            let _ = self.poll_out(&mut Context::from_waker(Waker::noop()));
         }
     }
 
-    /// Sends what [`Self::say`] could not.
-    pub(super) fn poll_control(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NetError>> {
+    /// Sends what is queued.
+    pub(super) fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NetError>> {
         self.sound()?;
-        while !self.control.is_empty() {
-            let written = Pin::new(&mut self.tls).poll_write(cx, &self.control);
+        while !self.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); PARTS_AT_ONCE];
+            slices.iter_mut().zip(&self.out).for_each(|(slice, part)| *slice = IoSlice::new(part));
+            let count = self.out.len().min(PARTS_AT_ONCE);
+            let written = Pin::new(&mut self.tls).poll_write_vectored(cx, &slices[..count]);
             let written = ready!(written).map_err(|error| self.fail(&error))?;
-            self.control.advance(written);
-            self.wrote = Instant::now();
+            self.written(written);
         }
         self.poll_flush(cx)
+    }
+
+    /// TLS has taken so many bytes.
+    fn written(&mut self, mut bytes: usize) {
+        self.unwritten = self.unwritten.saturating_sub(bytes);
+        self.wrote = Instant::now();
+        while let Some(part) = self.out.front_mut() {
+            let taken = bytes.min(part.len());
+            part.advance(taken);
+            bytes -= taken;
+            if !part.is_empty() {
+                break;
+            }
+            self.out.pop_front();
+        }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NetError>> {
@@ -233,7 +273,7 @@ impl Conn {
         let read = ready!(read).map_err(|error| self.fail(&error))?;
         self.heard(read)?;
         self.unread -= read;
-        if self.wrote.elapsed() >= ALIVE_EVERY && self.control.is_empty() {
+        if self.wrote.elapsed() >= ALIVE_EVERY && self.out.is_empty() {
             self.wrote = Instant::now();
             self.say(Kind::Alive);
         }
@@ -251,7 +291,7 @@ impl Conn {
     /// Ready when the peer has acknowledged the end of what was sent, or does not want it. Data of the peer that nobody has
     /// read is in front of the acknowledgement: then nothing is waited for.
     pub(super) fn poll_acknowledged(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NetError>> {
-        if let Poll::Ready(Err(error)) = self.poll_control(cx) {
+        if let Poll::Ready(Err(error)) = self.poll_out(cx) {
             return Poll::Ready(Err(error));
         }
         while !self.acknowledged && !self.stopped_by_peer && self.unread == 0 {
@@ -280,7 +320,11 @@ impl Conn {
             Some(Kind::Data) if bytes > 0 && bytes <= CHUNK_BYTES_MAX && !self.ended_by_peer => self.unread = bytes,
             Some(Kind::End) if !self.ended_by_peer => {
                 self.ended_by_peer = true;
-                self.say(Kind::Ack);
+                self.out.push_back(Kind::Ack.head(0));
+                // Otherwise it goes with what is sent next: at least this direction's end.
+                if self.ended {
+                    self.send_queued();
+                }
             }
             Some(Kind::Ack) if self.ended => self.acknowledged = true,
             Some(Kind::Stop) => self.stopped_by_peer = true,
@@ -318,9 +362,10 @@ impl Conn {
     /// Shows the peer that this process lives, and looks whether it does: nothing that comes for `idle`, though it says every
     /// `keep_alive` that it lives, means that it is dead, frozen or cut off.
     pub(super) fn pulse(&mut self, keep_alive: Duration, idle: Duration) {
-        if self.wrote.elapsed() >= keep_alive && self.control.is_empty() {
+        if self.wrote.elapsed() >= keep_alive && self.out.is_empty() {
             self.say(Kind::Alive);
         }
+        self.send_queued();
         // Takes the place of whoever waits, who is woken for it.
         let reader = self.reader.take();
         let heard = self.poll_listen(&mut Context::from_waker(Waker::noop()));
@@ -359,7 +404,7 @@ impl Conn {
         let mut unwanted = BytesMut::new();
         loop {
             // Both directions: what is said while reading goes out as well.
-            let written = self.poll_control(cx)?;
+            let written = self.poll_out(cx)?;
             if self.ended_by_peer && self.acknowledged {
                 ready!(written);
                 break;
@@ -441,7 +486,7 @@ mod tests {
     #[test]
     fn heads_are_read_as_they_are_written() {
         for kind in [Kind::Data, Kind::End, Kind::Ack, Kind::Alive, Kind::Stop, Kind::Full] {
-            let head = u32::from_le_bytes(kind.head(CHUNK_BYTES_MAX));
+            let head = kind.head(CHUNK_BYTES_MAX).get_u32_le();
             assert_eq!((Kind::of(head), head as usize & ((1 << KIND_SHIFT) - 1)), (Some(kind), CHUNK_BYTES_MAX));
         }
         assert_eq!(Kind::of(u32::MAX), None);

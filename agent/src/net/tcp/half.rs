@@ -85,12 +85,12 @@ impl Lent {
 }
 
 impl SendHalf {
-    /// Sends `bytes`; what is left in it has not been taken yet.
-    pub(in crate::net) async fn write(&mut self, bytes: &mut Bytes) -> Result<(), NetError> {
+    /// Sends `parts`, and ends the direction behind the `last`; what is left in them has not been taken yet.
+    pub(in crate::net) async fn write(&mut self, parts: &mut [Bytes], last: bool) -> Result<(), NetError> {
         let Self { shared, unsent } = self;
         poll_fn(|cx| {
-            let written = shared.poll(|conn| conn.poll_write(cx, bytes));
-            *unsent = !bytes.is_empty();
+            let written = shared.poll(|conn| conn.poll_write(cx, parts, last));
+            *unsent = parts.iter().any(|part| !part.is_empty());
             written
         })
         .await
@@ -125,12 +125,13 @@ impl Drop for RecvHalf {
     }
 }
 
-/// Sends `bytes` like [`SendHalf::write`], and listens for the peer's signs of life meanwhile. Both halves are there, so
+/// Sends `parts` like [`SendHalf::write`], and listens for the peer's signs of life meanwhile. Both halves are there, so
 /// nobody else waits for what comes.
 pub(in crate::net) async fn write_listening(
     send: &mut SendHalf,
     _: &mut RecvHalf,
-    bytes: &mut Bytes,
+    parts: &mut [Bytes],
+    last: bool,
 ) -> Result<(), NetError> {
     let SendHalf { shared, unsent } = send;
     poll_fn(|cx: &mut Context<'_>| {
@@ -138,9 +139,9 @@ pub(in crate::net) async fn write_listening(
             if let Poll::Ready(Err(error)) = conn.poll_listen(cx) {
                 return Poll::Ready(Err(error));
             }
-            conn.poll_write(cx, bytes)
+            conn.poll_write(cx, parts, last)
         });
-        *unsent = !bytes.is_empty();
+        *unsent = parts.iter().any(|part| !part.is_empty());
         written
     })
     .await

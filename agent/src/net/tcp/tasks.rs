@@ -10,7 +10,7 @@ use darter_tracker::NodeId;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, MissedTickBehavior, timeout};
+use tokio::time::{Duration, Instant, MissedTickBehavior, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tokio_util::sync::CancellationToken;
 
@@ -158,7 +158,7 @@ pub(super) async fn serve(
 pub(super) async fn over(mut lent: Lent, timing: Timing, closing: CancellationToken) -> Result<Conn, NetError> {
     // Nobody has to say anything between two streams.
     lent.with(Conn::begins);
-    let mut pulse = tokio::time::interval(timing.keep_alive);
+    let mut pulse = tokio::time::interval_at(Instant::now() + timing.keep_alive, timing.keep_alive);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut conn = loop {
         tokio::select! {

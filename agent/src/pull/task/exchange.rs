@@ -1,16 +1,22 @@
 //! What a pull has to do with peers: sessions, turns, pieces.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use darter_swarm::upload::OFFER_MAX;
 use darter_swarm::wire::{Offer, SessionFrame};
-use darter_tracker::{ErrorKind, NodeId, PieceIndex, PieceRange};
+use darter_tracker::{ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, Tracker as _};
 use tokio::sync::mpsc;
 
 use super::{Driver, Event, NEWS_MAX, SESSIONS_MAX, SESSIONS_PER_PEER, SessionId};
 use crate::net::{Receiver, Sender};
 use crate::pull::execute;
 use crate::pull::place::Place;
-use crate::source::peer::Turn;
+use crate::source::peer::{Line, Turn};
+
+/// So long a line is kept on which nothing is waited for: most questions come sooner, and its other end keeps it longer.
+const LINE_IDLE: Duration = Duration::from_millis(1500);
+
+const _: () = assert!(LINE_IDLE.as_millis() < OFFER_MAX.as_millis());
 
 impl Driver {
     pub(super) fn open_session(
@@ -75,7 +81,7 @@ impl Driver {
         };
         let (flights, holds) = (self.flights.clone(), self.core.have().count());
         let what = (*self.flight.blob.task(), self.core.geometry());
-        let whom = (address, self.core.pace(peer));
+        let whom = (address, self.core.pace(peer), self.lines.remove(&peer).map(|(line, _)| line));
         let job = self.spawn(async move { execute::ask(&flights.context, &flights.places, what, whom, holds).await });
         self.asks.insert(peer, job);
     }
@@ -91,20 +97,53 @@ impl Driver {
     pub(super) fn turn(&mut self, peer: NodeId, turn: Turn, place: Option<Place>, now: Instant) {
         self.asks.remove(&peer);
         let (room, rather) = (place.is_some(), turn.rather);
-        self.offer = place.map(|place| (peer, execute::Taking { turn, place }));
+        match place {
+            Some(place) => self.offer = Some((peer, execute::Taking { turn, place })),
+            None => self.pass(peer, turn.line, now),
+        }
         self.core.handle_turn(peer, rather, room, now);
         self.perform();
-        self.offer = None;
+        if let Some((_, execute::Taking { turn, .. })) = self.offer.take() {
+            self.pass(peer, turn.line, now);
+        }
     }
 
     pub(super) fn take(&mut self, peer: NodeId, piece: PieceIndex) {
-        let Some((_, taking)) = self.offer.take().filter(|(from, _)| *from == peer) else { return };
-        let Some(address) = self.context().tracker.peer(peer) else {
-            return self.core.handle_piece_failed(peer, piece, Some(ErrorKind::Unreachable), Instant::now());
+        let Some((_, execute::Taking { turn, place })) = self.offer.take().filter(|(from, _)| *from == peer) else {
+            return;
         };
+        let now = Instant::now();
+        let Some(address) = self.context().tracker.peer(peer) else {
+            return self.core.handle_piece_failed(peer, piece, Some(ErrorKind::Unreachable), now);
+        };
+        let whom = (address, turn.ticket);
+        self.lines.insert(peer, (turn.line, now));
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
-        let job =
-            self.spawn(async move { execute::take(&flights.context, &flight.blob, address, taking, piece).await });
+        let job = self.spawn(async move { execute::take(&flights.context, &flight.blob, whom, place, piece).await });
         self.requests.insert((peer, piece), job);
+    }
+
+    /// Leaves a turn to others, and keeps its line for the next.
+    fn pass(&mut self, peer: NodeId, line: Line, now: Instant) {
+        if let Some(line) = line.pass() {
+            self.lines.insert(peer, (line, now));
+        }
+    }
+
+    /// Gives up lines that nobody has used for a while.
+    pub(super) fn leave_lines(&mut self) {
+        self.lines.retain(|_, (_, since)| since.elapsed() < LINE_IDLE);
+    }
+
+    /// Tells the home that a peer has failed.
+    pub(super) fn blame(&mut self, home: NodeId, request: ClientErrorRequest) {
+        let tracker = self.context().tracker.clone();
+        self.spawn(async move {
+            let peer = request.peer;
+            if let Err(error) = tracker.report_error(home, request).await {
+                tracing::debug!(%peer, %error, "the home could not be told of a failure");
+            }
+            Event::Nothing
+        });
     }
 }
