@@ -64,16 +64,9 @@ async fn an_image_of_127_layers_comes_whole_but_for_one_that_is_wrong() {
 /// Bytes of a blob that nobody could hold: each eight are their own place.
 fn gigantic(range: std::ops::Range<u64>) -> Vec<u8> {
     let first = range.start / 8;
+    let words = (first..range.end.div_ceil(8)).flat_map(u64::to_le_bytes);
     let skipped = usize::try_from(range.start - first * 8).unwrap();
-    let length = usize::try_from(range.end - range.start).unwrap();
-    // Hundreds of megabytes are made while agents wait for them, and fetch more the longer that takes.
-    let mut bytes = Vec::with_capacity(skipped + length + 8);
-    for word in first..range.end.div_ceil(8) {
-        bytes.extend_from_slice(&word.to_le_bytes());
-    }
-    bytes.drain(..skipped);
-    bytes.truncate(length);
-    bytes
+    words.skip(skipped).take(usize::try_from(range.end - range.start).unwrap()).collect()
 }
 
 fn gigantic_registry(seen: &Seen) -> Reply {
