@@ -93,7 +93,7 @@ impl Driver {
         }
     }
 
-    /// A neighbour offers a turn: it is used at once, or left to others by dropping it.
+    /// A neighbour offers a turn: it is used at once, or left to others.
     pub(super) fn turn(&mut self, peer: NodeId, turn: Turn, place: Option<Place>, now: Instant) {
         self.asks.remove(&peer);
         let (room, rather) = (place.is_some(), turn.rather);
