@@ -3,6 +3,7 @@
 //! are in `conformance`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use darter_agent::demo::cluster::Agent;
@@ -25,9 +26,10 @@ pub(crate) const MEMORY_BYTES_MAX: u64 = 128 * MIB;
 
 const GIGANTIC_BYTES: u64 = 10 << 30;
 
-/// What its registry gives: a blob that is asked for whole is fetched as fast as it comes, and what has been fetched by the end of
-/// the test would else go by the machine's speed.
-const GIGANTIC_BYTES_PER_S: u64 = 48 * MIB;
+/// What its registry gives at a time, and how long it waits then, so 4 MiB/s on each connection: a blob that is asked for whole
+/// is fetched as fast as it comes, and what has been fetched by the end of the test would else go by the machine's speed.
+const GIGANTIC_STEP_BYTES: usize = 128 << 10;
+const GIGANTIC_PAUSE: Duration = Duration::from_millis(31);
 
 /// The most that may have been fetched for readers of some MiB: a run of pieces for each, and those around their positions.
 const GIGANTIC_FETCHED_BYTES_MAX: u64 = 512 * MIB;
@@ -82,14 +84,8 @@ fn gigantic_registry(seen: &Seen) -> Reply {
     let range = range.start as u64..(range.end as u64).min(GIGANTIC_BYTES);
     assert!(range.end - range.start <= GIGANTIC_FETCHED_BYTES_MAX, "{range:?} is asked for at once");
     let content = format!("bytes {}-{}/{length}", range.start, range.end - 1);
-    // One link, which answers share by going one after the other.
-    static LINK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let time = std::time::Duration::from_secs_f64((range.end - range.start) as f64 / GIGANTIC_BYTES_PER_S as f64);
-    tokio::task::block_in_place(|| {
-        let _link = LINK.lock().unwrap();
-        std::thread::sleep(time);
-    });
-    Reply::Say(reply(206, &[("content-range", &content)], &gigantic(range)))
+    let bytes = reply(206, &[("content-range", &content)], &gigantic(range));
+    Reply::Dribble { bytes, step: GIGANTIC_STEP_BYTES, pause: GIGANTIC_PAUSE }
 }
 
 /// The most memory that an agent has had in use.
