@@ -135,6 +135,7 @@ pub(crate) use over_both;
 
 over_both!(
     frames_and_bytes_travel_both_ways,
+    a_frame_and_the_largest_piece_end_together,
     a_cancelled_receive_loses_nothing,
     lengths_are_checked_before_memory_is_taken,
     what_breaks_off_or_does_not_decode_is_said_to,
@@ -178,6 +179,23 @@ async fn frames_and_bytes_travel_both_ways(way: Way) {
     assert_eq!(near.receive::<()>().await.unwrap(), None);
     near.finish();
     assert_eq!(sending.await.unwrap().unwrap(), None);
+}
+
+/// It is more than one chunk, and more than the buffers between the two take at once.
+async fn a_frame_and_the_largest_piece_end_together(way: Way) {
+    let (a, b) = (Node::start(way, 1), Node::start(way, 2));
+    let (mut near, mut far) = a.pair(&b).await;
+    let piece: Bytes = (0..PieceSize::MAX_BYTES).map(|at| (at / 7) as u8).collect();
+    let sent = piece.clone();
+    let sending = tokio::spawn(async move {
+        far.send_last_with(&sent.len(), sent).await.unwrap();
+        far.deliver().await
+    });
+    let len = near.receive::<usize>().await.unwrap().unwrap();
+    assert!(near.receive_bytes(len).await.unwrap() == piece);
+    assert_eq!(near.receive::<()>().await.unwrap(), None);
+    drop(near);
+    timeout(DEADLINE, sending).await.unwrap().unwrap().unwrap();
 }
 
 async fn a_cancelled_receive_loses_nothing(way: Way) {

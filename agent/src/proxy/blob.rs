@@ -43,6 +43,7 @@ pub(super) enum Failure {
 
 /// A blob that may be delivered.
 struct Delivery {
+    digest: Digest,
     length: u64,
     headers: HeaderMap,
     part: Option<Range<u64>>,
@@ -86,7 +87,7 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
         let named = self.is_named(&head.uri);
         let request = BlobRequest { task: TaskId::blob(digest), length, origin, range, named, client };
         match self.open(request).await {
-            Ok((first, rest)) => Ok(self.delivered(Delivery { length, headers, part }, first, rest)),
+            Ok((first, rest)) => Ok(self.delivered(Delivery { digest, length, headers, part }, first, rest)),
             Err(Failure::Wrong(error)) => Err(Refusal::Wrong(error)),
             Err(Failure::Other(error)) => {
                 tracing::warn!(%digest, error = %respond::chain(&*error), "the registry delivers a blob instead");
@@ -113,9 +114,9 @@ impl<O: Origin, A: Authorize, B: Blobs> Proxy<O, A, B> {
     }
 
     fn delivered(&self, delivery: Delivery, first: Option<Bytes>, rest: Pin<Box<B::Body>>) -> Response<AnswerBody> {
-        let Delivery { length, mut headers, part } = delivery;
+        let Delivery { digest, length, mut headers, part } = delivery;
         let count = part.as_ref().map_or(length, |part| part.end - part.start);
-        let stream = BlobBody::new(first, rest, count, self.metrics.client_bytes.clone());
+        let stream = BlobBody::new(first, rest, count, digest, self.metrics.client_bytes.clone());
         let mut answer = Response::new(body::streamed(stream));
         headers.remove(CONTENT_RANGE);
         if let Some(part) = part {

@@ -15,6 +15,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Sleep;
 
+use super::respond::chain;
 use crate::store::verify::Whole;
 
 /// An error of any body. It ends the connection; nobody looks into it.
@@ -131,13 +132,14 @@ pub(super) struct BlobBody<S> {
     first: Option<Bytes>,
     rest: Pin<Box<S>>,
     left: u64,
+    digest: Digest,
     sent: ByteCounter,
 }
 
 impl<S> BlobBody<S> {
-    /// A body of `length` bytes: `first`, then the stream.
-    pub(super) fn new(first: Option<Bytes>, rest: Pin<Box<S>>, length: u64, sent: ByteCounter) -> Self {
-        Self { first, rest, left: length, sent }
+    /// A body of `length` bytes of the blob `digest`: `first`, then the stream.
+    pub(super) fn new(first: Option<Bytes>, rest: Pin<Box<S>>, length: u64, digest: Digest, sent: ByteCounter) -> Self {
+        Self { first, rest, left: length, digest, sent }
     }
 
     fn give(&mut self, bytes: Bytes) -> Result<Frame<Bytes>, CutError> {
@@ -169,6 +171,10 @@ where
             Some(Err(error)) => Err(CutError::Source(error.into())),
             None => Err(CutError::Short { missing: this.left }),
         };
+        if let Err(error) = &frame {
+            let (digest, left, error) = (&this.digest, this.left, chain(error));
+            tracing::warn!(%digest, left, error, "a client is cut off and has to ask again");
+        }
         Poll::Ready(Some(frame))
     }
 
@@ -308,7 +314,8 @@ mod tests {
     fn blob(first: Option<&'static str>, rest: Vec<Item>, length: u64) -> (Result<Bytes, CutError>, u64) {
         let sent = ByteCounter::default();
         let rest = Box::pin(stream::iter(rest));
-        let body = BlobBody::new(first.map(Bytes::from), rest, length, sent.clone());
+        let digest = Digest::Sha256([0; 32]);
+        let body = BlobBody::new(first.map(Bytes::from), rest, length, digest, sent.clone());
         assert_eq!(body.size_hint().exact(), Some(length));
         let collected = body.collect().now_or_never().unwrap();
         (collected.map(|body| body.to_bytes()), sent.get())

@@ -140,7 +140,8 @@ impl Conn {
     ) -> Poll<Result<(), NetError>> {
         loop {
             self.sound()?;
-            let queue = self.unwritten == 0 && parts.iter().any(|part| !part.is_empty());
+            let more = parts.iter().any(|part| !part.is_empty());
+            let queue = more && self.unwritten == 0;
             if queue && self.ended {
                 return Poll::Ready(Err(NetError::Finished));
             }
@@ -149,7 +150,7 @@ impl Conn {
             }
             if queue {
                 self.queue(parts, last);
-            } else if last && !self.ended {
+            } else if last && !more && !self.ended {
                 self.queue_end();
             }
             ready!(self.poll_out(cx))?;
