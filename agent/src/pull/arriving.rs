@@ -18,29 +18,43 @@ use super::flight::lock;
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
     /// At most a piece for each run that is open.
-    parts: Mutex<BTreeMap<PieceIndex, Vec<Bytes>>>,
-    /// Counts the parts, so that whoever waits looks again.
+    pieces: Mutex<BTreeMap<PieceIndex, Coming>>,
+    /// Counts the parts and the arrivals, so that whoever waits looks again.
     come: watch::Sender<u64>,
 }
 
-/// One piece, until it is stored or its response has broken off.
+#[derive(Debug)]
+struct Coming {
+    /// Two runs may bring the same piece, since a home can be late: it is the one that began last that is given.
+    arrival: u64,
+    parts: Vec<Bytes>,
+}
+
+/// One piece of one run, until it is stored or its response has broken off.
 pub(super) struct Arrival<'a> {
     all: &'a Arriving,
     piece: PieceIndex,
+    /// Which one of all it is.
+    number: u64,
 }
 
 impl Arriving {
     /// A piece begins to come.
     pub(super) fn begin(&self, piece: PieceIndex) -> Arrival<'_> {
-        lock(&self.parts).insert(piece, Vec::new());
-        Arrival { all: self, piece }
+        let mut number = 0;
+        self.come.send_modify(|count| {
+            *count += 1;
+            number = *count;
+        });
+        lock(&self.pieces).insert(piece, Coming { arrival: number, parts: Vec::new() });
+        Arrival { all: self, piece, number }
     }
 
     /// Waits for what comes of `piece` from the byte `at` of it on, for as long as it takes.
     pub(super) async fn after(&self, piece: PieceIndex, at: u64) -> Bytes {
         let mut come = self.come.subscribe();
         loop {
-            if let Some(bytes) = lock(&self.parts).get(&piece).and_then(|parts| following(parts, at)) {
+            if let Some(bytes) = lock(&self.pieces).get(&piece).and_then(|it| following(&it.parts, at)) {
                 return bytes;
             }
             if come.changed().await.is_err() {
@@ -54,8 +68,8 @@ impl Arriving {
 impl Arrival<'_> {
     /// More of the piece has come.
     pub(super) fn part(&self, bytes: &Bytes) {
-        if let Some(parts) = lock(&self.all.parts).get_mut(&self.piece) {
-            parts.push(bytes.clone());
+        if let Some(coming) = lock(&self.all.pieces).get_mut(&self.piece).filter(|it| it.arrival == self.number) {
+            coming.parts.push(bytes.clone());
         }
         self.all.come.send_modify(|count| *count += 1);
     }
@@ -63,7 +77,10 @@ impl Arrival<'_> {
 
 impl Drop for Arrival<'_> {
     fn drop(&mut self) {
-        lock(&self.all.parts).remove(&self.piece);
+        let mut pieces = lock(&self.all.pieces);
+        if pieces.get(&self.piece).is_some_and(|it| it.arrival == self.number) {
+            pieces.remove(&self.piece);
+        }
     }
 }
 
@@ -103,6 +120,25 @@ mod tests {
         assert_eq!(arriving.after(piece, 5).now_or_never(), None);
         assert_eq!(arriving.after(PieceIndex(4), 0).now_or_never(), None);
         drop(arrival);
+        assert_eq!(arriving.after(piece, 0).now_or_never(), None);
+    }
+
+    /// They may come in any order, and one may end before the other: what is given is always one response's.
+    #[test]
+    fn two_runs_that_bring_the_same_piece_are_not_mixed() {
+        let (arriving, piece) = (Arriving::default(), PieceIndex(3));
+        let first = arriving.begin(piece);
+        first.part(&Bytes::from("ab"));
+        let second = arriving.begin(piece);
+        first.part(&Bytes::from("cd"));
+        second.part(&Bytes::from("abc"));
+        first.part(&Bytes::from("ef"));
+        drop(first);
+        assert_eq!(arriving.after(piece, 2).now_or_never(), Some(Bytes::from("c")));
+        assert_eq!(arriving.after(piece, 3).now_or_never(), None);
+        second.part(&Bytes::from("d"));
+        assert_eq!(arriving.after(piece, 3).now_or_never(), Some(Bytes::from("d")));
+        drop(second);
         assert_eq!(arriving.after(piece, 0).now_or_never(), None);
     }
 }
