@@ -6,10 +6,19 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use chaos_tests::conformance;
 use chaos_tests::lab::runner::{Plan, run};
 use chaos_tests::lab::{client, origin};
+
+/// What it is called with.
+const USAGE: &str = "usage: lab [--darter FILE] [FILTER]
+
+Runs the cases whose names contain FILTER, as root; all of them without one. FILE is the agent, by default the `darter` beside
+this program.";
+
+/// Exit code for a command line that is wrong, as clap has it.
+const USAGE_ERROR: u8 = 2;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -35,12 +44,24 @@ async fn main() -> Result<ExitCode> {
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
-            "--darter" => darter = args.next().context("--darter wants a file")?.into(),
-            flag if flag.starts_with('-') => bail!("unknown flag {flag}; usage: lab [--darter FILE] [FILTER]"),
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            "--darter" => match args.next() {
+                Some(file) => darter = file.into(),
+                None => return Ok(misused("--darter wants a file")),
+            },
+            flag if flag.starts_with('-') => return Ok(misused(&format!("unknown flag {flag}"))),
             _ => filter = arg,
         }
     }
     let darter = std::path::absolute(darter)?;
     let skips_fail = std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1");
     run(&Plan { filter: &filter, darter: &darter, skips_fail }).await
+}
+
+fn misused(what: &str) -> ExitCode {
+    eprintln!("lab: {what}\n{USAGE}");
+    ExitCode::from(USAGE_ERROR)
 }
