@@ -34,7 +34,7 @@ pub(crate) mod verify;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use darter_tracker::{Bitmap, Geometry, TaskId};
@@ -109,6 +109,8 @@ struct Context {
     jobs: TaskTracker,
     /// Long jobs end after the piece that they are at.
     stopping: AtomicBool,
+    /// Since when the store is being closed.
+    closing: OnceLock<Instant>,
     /// Taken by whoever makes, moves or removes files, and before the index where both are needed.
     disk: Mutex<()>,
 }
@@ -129,6 +131,7 @@ impl Store {
             publishing: tokio::sync::Mutex::default(),
             jobs: TaskTracker::new(),
             stopping: AtomicBool::new(false),
+            closing: OnceLock::new(),
             disk: Mutex::new(()),
         });
         let Settings { max_bytes, min_free_bytes, idle, .. } = settings;
@@ -218,9 +221,11 @@ impl Store {
         self.evict(|candidates| evict::overdue(candidates, &self.limits, free_bytes), now);
     }
 
-    /// Ends what runs in the background and waits for it. Blobs that are still used can be used on, but their whole
+    /// Ends what runs in the background and waits for it; of whole blobs whose syncing was put off, no more are begun with after some
+    /// seconds. Blobs that are still used can be used on, but their whole
     /// digest does not get any further.
     pub async fn close(&self) {
+        self.context.closing.get_or_init(Instant::now);
         self.context.stopping.store(true, Ordering::Relaxed);
         self.context.jobs.close();
         self.context.jobs.wait().await;

@@ -433,8 +433,7 @@ impl Driver {
             }
             Event::PieceFailed(peer, piece, kind) => {
                 self.requests.remove(&(peer, piece));
-                // Its turn may be left, and others shall have it.
-                self.lines.remove(&peer);
+                self.leave_line(peer);
                 self.core.handle_piece_failed(peer, piece, kind, now);
             }
             Event::OriginPiece(run, piece) => self.core.handle_origin_piece(run, piece, now),

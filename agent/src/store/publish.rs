@@ -18,6 +18,10 @@ use super::state::{Outcome, lock};
 /// How often is looked whether others are still being fetched, or the store closes.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// When the store closes, whole blobs are synced one after the other for so long, which leaves as much of what systemd and Kubernetes
+/// give an agent to stop (20 s) to the last of them and to what comes before. The others are hashed again at the next start.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
+
 /// The whole matched: readers get their last piece, then the blob is published.
 ///
 /// Returns `false` if the bytes have changed since they were hashed: then it has to be done again.
@@ -42,11 +46,14 @@ pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool
             }
             // One after the other: the disk has others to serve.
             let _turn = context.publishing.lock().await;
+            if context.closing.get().is_some_and(|since| since.elapsed() >= CLOSING_MAX) {
+                return;
+            }
             let published = context.jobs.spawn_blocking(move || {
-                if let Some(blob) = blob.upgrade()
-                    && let Ok(files) = blob.files()
-                {
-                    publish(&blob, &files);
+                let Some(blob) = blob.upgrade() else { return };
+                match blob.files() {
+                    Ok(files) => publish(&blob, &files),
+                    Err(error) => not_published(&blob, &error),
                 }
             });
             // It fails only when the runtime is shutting down.
@@ -58,9 +65,13 @@ pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool
 
 fn publish(blob: &Arc<Blob>, files: &Files) {
     if let Err(error) = sync_and_move(blob, files) {
-        // It is served from where it is; after a restart it is hashed and published again.
-        tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
+        not_published(blob, &error);
     }
+}
+
+/// It is served from where it is; after a restart it is hashed and published again.
+fn not_published(blob: &Blob, error: &dyn std::fmt::Display) {
+    tracing::warn!(task = %blob.task(), %error, "a blob that matched its digest could not be published");
 }
 
 fn sync_and_move(blob: &Arc<Blob>, files: &Files) -> std::io::Result<()> {

@@ -240,6 +240,26 @@ async fn a_blob_whose_syncing_is_put_off_can_be_evicted_and_does_not_keep_the_st
 }
 
 #[tokio::test]
+async fn what_is_not_synced_in_time_when_the_store_closes_is_whole_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let put_off = PATIENCE * 2;
+    let store = Store::open(Settings { put_off, ..settings(dir.path()) }, Arc::default()).unwrap();
+    let (first, second) = (Content::new(2 * PIECE, 1), Content::new(2 * PIECE, 2));
+    let coming = store.create(&second.task, second.geometry).unwrap();
+    let blob = store.create(&first.task, first.geometry).unwrap();
+    first.write_all(&blob).await;
+    outcome(&blob, Outcome::Complete).await;
+    store.context.closing.set(Instant::now() - PATIENCE).unwrap();
+    tokio::time::timeout(PATIENCE, store.close()).await.expect("the store closes");
+    assert!(path(dir.path(), &first, Place::Partial).exists());
+    drop((coming, blob, store));
+    let store = open(dir.path());
+    let blob = store.find(&first.task).unwrap();
+    assert!(drain(&mut blob.reader(0..2 * PIECE)).await.0 == first.bytes);
+    published(&blob).await;
+}
+
+#[tokio::test]
 async fn a_sha512_blob_is_checked_with_sha512() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

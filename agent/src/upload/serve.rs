@@ -303,6 +303,7 @@ impl Uploader {
         // The turns before: which piece is taken on them is said on other streams, and may be heard later than the next question.
         let mut before = VecDeque::new();
         loop {
+            forget_stale(&mut before);
             let slot = match self.line_up(peer, task, holds) {
                 Ok((slot, offered)) => {
                     if !wait_in_line(offered, (&mut sender, &mut receiver), &mut before, || transport.sent(peer))
@@ -312,10 +313,17 @@ impl Uploader {
                     }
                     slot
                 }
-                Err(reply) => return sender.send_last(&reply).await,
+                Err(reply) => {
+                    in_time(sender.send_last(&reply)).await?;
+                    // What was offered before stays good.
+                    if let Some((_, offered)) = before.back() {
+                        tokio::time::sleep_until(*offered + OFFER_MAX).await;
+                    }
+                    return Ok(());
+                }
             };
             let rather = Added(self.flights.rather(&task));
-            sender.send(&TurnReply::Turn { ticket: slot.ticket.0, rather }).await?;
+            in_time(sender.send(&TurnReply::Turn { ticket: slot.ticket.0, rather })).await?;
             before.push_back((slot, Instant::now()));
             if before.len() > TURNS_PER_LINE {
                 before.pop_front();
@@ -385,17 +393,27 @@ async fn wait_in_line(
             // Who waits says nothing, but leaves.
             _ = receiver.receive::<LineFrame>() => return Ok(false),
             () = tokio::time::sleep(QUEUED_LOOK) => {
-                before.retain(|(_, offered)| offered.elapsed() < OFFER_MAX);
+                forget_stale(before);
                 // Whatever goes to the peer shows that this node is alive: one word for all that it waits for.
                 if std::mem::replace(&mut count, sent()) < count {
                     since = Instant::now();
                 } else if since.elapsed() >= QUEUED_EVERY {
-                    sender.send(&TurnReply::Queued).await?;
+                    in_time(sender.send(&TurnReply::Queued)).await?;
                     since = Instant::now();
                 }
             }
         }
     }
+}
+
+/// Gives up turns whose time is over.
+fn forget_stale(before: &mut VecDeque<(Slot, Instant)>) {
+    before.retain(|(_, offered)| offered.elapsed() < OFFER_MAX);
+}
+
+/// What a peer does not let in for as long as a turn is kept is not waited for: its turns are others'.
+async fn in_time(said: impl Future<Output = Result<(), NetError>>) -> Result<(), NetError> {
+    tokio::time::timeout(OFFER_MAX, said).await.unwrap_or(Err(NetError::Silent))
 }
 
 /// Carries an upload through, and gives its slot up as soon as the peer is silent; `None` if it is given up, as too many linger

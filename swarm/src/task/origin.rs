@@ -36,6 +36,10 @@ const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 /// to 1.20.)
 const SLOWER: u32 = 2;
 
+/// So long it counts how slowly a piece was passed on: who is lent nothing passes nothing on that would tell of a way out that has
+/// become free, and the first pieces of a pull wait for connections as well.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+
 /// Neighbours that have given something, before what they take says anything.
 const GIVERS_MIN: usize = 3;
 
@@ -68,6 +72,8 @@ pub(super) struct Origin {
     piece_time: Duration,
     /// How long a fetched piece takes until a neighbour has taken it.
     passing_time: Duration,
+    /// When that was last seen.
+    passed_at: Option<Instant>,
     refused: bool,
     not_before: Option<Instant>,
     failures: u32,
@@ -227,6 +233,7 @@ impl Origin {
         self.shared(piece);
         if let Some(since) = self.unpassed.remove(&piece) {
             self.passing_time = (self.passing_time * 3 + now.saturating_duration_since(since)) / 4;
+            self.passed_at = Some(now);
         }
     }
 
@@ -253,7 +260,8 @@ impl Origin {
     /// long: who is slow to pass on shall not be lent more.
     pub(super) fn keeps_up(&self, takes: Option<Duration>, now: Instant) -> bool {
         let slow = takes.is_some_and(|takes| self.passing_time > takes * SLOWER + TAKEN_WITHIN);
-        !slow && self.unpassed.values().all(|since| now.saturating_duration_since(*since) < TAKEN_WITHIN)
+        let lately = self.passed_at.is_some_and(|at| now.saturating_duration_since(at) < SLOW_FOR);
+        !(slow && lately) && self.unpassed.values().all(|since| now.saturating_duration_since(*since) < TAKEN_WITHIN)
     }
 
     /// Runs of which there is more to ask for.
@@ -453,5 +461,7 @@ mod tests {
         assert!(!origin.keeps_up(Some(Duration::from_millis(80)), now));
         assert!(origin.keeps_up(Some(Duration::from_millis(300)), now), "all are as slow");
         assert!(origin.keeps_up(None, now), "nobody has given anything yet");
+        now += SLOW_FOR;
+        assert!(origin.keeps_up(Some(Duration::from_millis(80)), now), "it is tried again");
     }
 }

@@ -130,6 +130,13 @@ impl Driver {
         }
     }
 
+    /// What was to be taken at `peer` has failed: its turn may be left, and others shall have it. But not those of other pieces.
+    pub(super) fn leave_line(&mut self, peer: NodeId) {
+        if self.requests.range((peer, PieceIndex(0))..=(peer, PieceIndex(u32::MAX))).next().is_none() {
+            self.lines.remove(&peer);
+        }
+    }
+
     /// Gives up lines that nobody has used for a while.
     pub(super) fn leave_lines(&mut self) {
         self.lines.retain(|_, (_, since)| since.elapsed() < LINE_IDLE);

@@ -109,6 +109,8 @@ impl Driver {
         self.sessions.clear();
         self.runs.values().for_each(|open| open.job.abort());
         self.requests.values().for_each(AbortHandle::abort);
+        // Turns that were not used are others'.
+        self.lines.clear();
         let farewell = async {
             while last_words.join_next().await.is_some() {}
             while self.talks.join_next().await.is_some() {}
