@@ -222,8 +222,7 @@ impl Store {
     }
 
     /// Ends what runs in the background and waits for it; of whole blobs whose syncing was put off, no more are begun with after some
-    /// seconds. Blobs that are still used can be used on, but their whole
-    /// digest does not get any further.
+    /// seconds. Blobs that are still used can be used on, but their whole digest does not get any further.
     pub async fn close(&self) {
         self.context.closing.get_or_init(Instant::now);
         self.context.stopping.store(true, Ordering::Relaxed);

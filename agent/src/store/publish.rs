@@ -4,12 +4,13 @@
 //! matched and a crash before the move costs only hashing them once more. It is put off while others are being fetched, whose
 //! clients wait for the disk and the cores. Everything else here runs on blocking threads.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use darter_tracker::PieceIndex;
 
+use super::Context;
 use super::blob::Blob;
 use super::directory::Place;
 use super::partial::Files;
@@ -33,34 +34,35 @@ pub(super) fn complete(blob: &Arc<Blob>, files: &Files, generation: u64) -> bool
     if blob.context.put_off.is_zero() {
         publish(blob, files);
     } else {
-        // The store's tracker owns the job. What is evicted meanwhile has nothing to be published.
-        let (context, blob) = (blob.context.clone(), Arc::downgrade(blob));
-        let jobs = context.jobs.clone();
-        jobs.spawn(async move {
-            let until = Instant::now() + context.put_off;
-            while Instant::now() < until && !context.stopping.load(Ordering::Relaxed) {
-                tokio::time::sleep(LOOK).await;
-                if !blob.upgrade().is_some_and(|blob| blob.others_come()) {
-                    break;
-                }
-            }
-            // One after the other: the disk has others to serve.
-            let _turn = context.publishing.lock().await;
-            if context.closing.get().is_some_and(|since| since.elapsed() >= CLOSING_MAX) {
-                return;
-            }
-            let published = context.jobs.spawn_blocking(move || {
-                let Some(blob) = blob.upgrade() else { return };
-                match blob.files() {
-                    Ok(files) => publish(&blob, &files),
-                    Err(error) => not_published(&blob, &error),
-                }
-            });
-            // It fails only when the runtime is shutting down.
-            drop(published.await);
-        });
+        // The store's tracker owns the job.
+        blob.context.jobs.spawn(publish_later(blob.context.clone(), Arc::downgrade(blob)));
     }
     true
+}
+
+/// Publishes a blob when no others come, or when that is put off no longer. What is evicted meanwhile has nothing to be published.
+async fn publish_later(context: Arc<Context>, blob: Weak<Blob>) {
+    let until = Instant::now() + context.put_off;
+    while Instant::now() < until && !context.stopping.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK).await;
+        if !blob.upgrade().is_some_and(|blob| blob.others_come()) {
+            break;
+        }
+    }
+    // One after the other: the disk has others to serve.
+    let _turn = context.publishing.lock().await;
+    if context.closing.get().is_some_and(|since| since.elapsed() >= CLOSING_MAX) {
+        return;
+    }
+    let published = context.jobs.spawn_blocking(move || {
+        let Some(blob) = blob.upgrade() else { return };
+        match blob.files() {
+            Ok(files) => publish(&blob, &files),
+            Err(error) => not_published(&blob, &error),
+        }
+    });
+    // It fails only when the runtime is shutting down.
+    drop(published.await);
 }
 
 fn publish(blob: &Arc<Blob>, files: &Files) {

@@ -195,16 +195,25 @@ async fn blobs_of_every_awkward_size_arrive_backwards_and_survive() {
     }
 }
 
+/// A store that puts syncing off, a whole blob, and another of which nothing has come yet.
+async fn whole_beside_one_that_comes(
+    settings: Settings,
+    whole: &Content,
+    other: &Content,
+) -> (Arc<Store>, Arc<Blob>, Arc<Blob>) {
+    let store = Store::open(Settings { put_off: PATIENCE * 2, ..settings }, Arc::default()).unwrap();
+    let coming = store.create(&other.task, other.geometry).unwrap();
+    let blob = store.create(&whole.task, whole.geometry).unwrap();
+    whole.write_all(&blob).await;
+    outcome(&blob, Outcome::Complete).await;
+    (store, blob, coming)
+}
+
 #[tokio::test]
 async fn a_whole_blob_is_not_synced_while_another_one_comes() {
     let dir = tempfile::tempdir().unwrap();
-    let put_off = PATIENCE * 2;
-    let store = Store::open(Settings { put_off, ..settings(dir.path()) }, Arc::default()).unwrap();
     let (first, second) = (Content::new(2 * PIECE, 1), Content::new(2 * PIECE, 2));
-    let coming = store.create(&second.task, second.geometry).unwrap();
-    let blob = store.create(&first.task, first.geometry).unwrap();
-    first.write_all(&blob).await;
-    outcome(&blob, Outcome::Complete).await;
+    let (store, blob, coming) = whole_beside_one_that_comes(settings(dir.path()), &first, &second).await;
     let job = async { store.context.jobs.wait().await };
     store.context.jobs.close();
     assert!(tokio::time::timeout(Duration::from_secs(2), job).await.is_err(), "it is put off");
@@ -220,14 +229,9 @@ async fn a_whole_blob_is_not_synced_while_another_one_comes() {
 #[tokio::test]
 async fn a_blob_whose_syncing_is_put_off_can_be_evicted_and_does_not_keep_the_store_open() {
     let dir = tempfile::tempdir().unwrap();
-    let put_off = PATIENCE * 2;
-    let store =
-        Store::open(Settings { put_off, idle: Duration::ZERO, ..settings(dir.path()) }, Arc::default()).unwrap();
     let (first, second) = (Content::new(PIECE, 1), Content::new(2 * PIECE, 2));
-    let _coming = store.create(&second.task, second.geometry).unwrap();
-    let blob = store.create(&first.task, first.geometry).unwrap();
-    first.write_all(&blob).await;
-    outcome(&blob, Outcome::Complete).await;
+    let settings = Settings { idle: Duration::ZERO, ..settings(dir.path()) };
+    let (store, blob, _coming) = whole_beside_one_that_comes(settings, &first, &second).await;
     drop(blob);
     let gone = async {
         while store.find(&first.task).is_some() {
@@ -242,13 +246,8 @@ async fn a_blob_whose_syncing_is_put_off_can_be_evicted_and_does_not_keep_the_st
 #[tokio::test]
 async fn what_is_not_synced_in_time_when_the_store_closes_is_whole_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
-    let put_off = PATIENCE * 2;
-    let store = Store::open(Settings { put_off, ..settings(dir.path()) }, Arc::default()).unwrap();
     let (first, second) = (Content::new(2 * PIECE, 1), Content::new(2 * PIECE, 2));
-    let coming = store.create(&second.task, second.geometry).unwrap();
-    let blob = store.create(&first.task, first.geometry).unwrap();
-    first.write_all(&blob).await;
-    outcome(&blob, Outcome::Complete).await;
+    let (store, blob, coming) = whole_beside_one_that_comes(settings(dir.path()), &first, &second).await;
     store.context.closing.set(Instant::now() - PATIENCE).unwrap();
     tokio::time::timeout(PATIENCE, store.close()).await.expect("the store closes");
     assert!(path(dir.path(), &first, Place::Partial).exists());

@@ -1,7 +1,5 @@
 //! Turns at one peer are asked for one after the other on one stream.
 
-use std::time::Duration;
-
 use darter_agent::demo::image::Blob;
 use darter_agent::net::{Peer, Stream};
 use darter_swarm::upload::{ACTIVE, AHEAD};
@@ -106,12 +104,7 @@ async fn turns_follow_each_other_on_one_stream() {
     let mut other = given.line().await;
     let left = ticket(&mut other).await;
     drop(other);
-    let refused = async {
-        while take(3, left).await {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(wait::PATIENCE, refused).await.expect("the turn is over");
+    wait::until("the turn is over", async || !take(3, left).await).await;
     given.end().await;
 }
 
