@@ -27,8 +27,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, ErrorKind, Geometry, LeaseState, NodeId, PieceIndex, PieceRange, PullPieceResponse,
-    RegisterResponse, ReportPieceResponse, TaskId, TrackerError,
+    Bitmap, ClientErrorRequest, ErrorKind, Geometry, LeaseId, LeaseState, NodeId, PieceIndex, PieceRange,
+    PullPieceResponse, RegisterResponse, ReportPieceResponse, TaskId, TrackerError,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -279,11 +279,17 @@ impl Task {
         self.advance(now);
     }
 
-    /// The home answered a ReportPiece.
-    pub fn handle_reported(&mut self, home: NodeId, run: Option<RunId>, response: ReportPieceResponse, now: Instant) {
+    /// The home answered a ReportPiece that named this lease.
+    pub fn handle_reported(
+        &mut self,
+        home: NodeId,
+        lease: Option<LeaseId>,
+        response: ReportPieceResponse,
+        now: Instant,
+    ) {
         let current = self.link.reported(home, now);
-        if let Some(run) = run {
-            let stopped = self.origin.lease_state(run, response.lease);
+        if let Some(lease) = lease {
+            let stopped = self.origin.lease_state((home, lease), response.lease);
             self.actions.extend(stopped);
             if current && response.lease == LeaseState::Over {
                 // Free for the next run.

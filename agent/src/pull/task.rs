@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use darter_swarm::task::{Action, Fallback, OriginFailure, ReaderId, RunId, Task};
 use darter_swarm::wire::{Offer, SessionFrame};
 use darter_tracker::{
-    Added, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse, ReportPieceResponse,
-    Tracker as _, TrackerError,
+    Added, ErrorKind, LeaseId, NodeId, PieceIndex, PieceRange, PullPieceResponse, RegisterResponse,
+    ReportPieceResponse, Tracker as _, TrackerError,
 };
 use http::StatusCode;
 use rand::RngExt as _;
@@ -104,7 +104,7 @@ pub(super) enum Event {
     SessionEnded(NodeId, SessionId, bool),
     Registered(NodeId, Result<RegisterResponse, TrackerError>),
     Pulled(NodeId, Result<PullPieceResponse, TrackerError>),
-    Reported(NodeId, Option<RunId>, Result<ReportPieceResponse, TrackerError>),
+    Reported(NodeId, Option<LeaseId>, Result<ReportPieceResponse, TrackerError>),
     /// A neighbour offers a turn, and there is a place for what it brings or not.
     Turn(NodeId, Box<Turn>, Option<Place>),
     /// It offers none; `None` is busy.
@@ -412,9 +412,9 @@ impl Driver {
                 let response = self.meant(response);
                 self.core.handle_pulled(home, response, now);
             }
-            Event::Reported(home, run, Ok(response)) => {
+            Event::Reported(home, lease, Ok(response)) => {
                 self.advertise |= response.advertise;
-                self.core.handle_reported(home, run, response, now);
+                self.core.handle_reported(home, lease, response, now);
             }
             Event::Registered(home, Err(error))
             | Event::Pulled(home, Err(error))
@@ -511,11 +511,12 @@ impl Driver {
                     request.registry = Added(self.other_registry.then(|| self.registry()).flatten());
                     self.spawn(async move { Event::Pulled(home, tracker.pull_piece(home, request).await) });
                 }
-                Action::Report { home, run, mut request } => {
+                Action::Report { home, mut request } => {
                     if let (Some(pause), Some(registry)) = (&mut request.pause.0, self.registry()) {
                         pause.registry = registry;
                     }
-                    self.spawn(async move { Event::Reported(home, run, tracker.report_piece(home, request).await) });
+                    let lease = request.lease;
+                    self.spawn(async move { Event::Reported(home, lease, tracker.report_piece(home, request).await) });
                 }
                 Action::Blame { home, request } => self.blame(home, request),
                 Action::Connect { peer } => self.connect(peer),

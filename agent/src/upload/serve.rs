@@ -285,6 +285,7 @@ impl Uploader {
             return Ok(());
         };
         sent?;
+        tracing::debug!(%task, piece = piece.0, %peer, "a piece was given");
         self.metrics.sent(way, u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())

@@ -24,7 +24,7 @@ impl World {
         let bytes = match &call {
             Call::Register(request) => bytes_of(request),
             Call::Pull(request) => bytes_of(request),
-            Call::Report(_, request) => bytes_of(request),
+            Call::Report(request) => bytes_of(request),
             Call::Blame(request) => bytes_of(request),
         };
         if !matches!(call, Call::Blame(_)) {
@@ -52,10 +52,10 @@ impl World {
                 let bytes = answer.as_ref().map_or(0, bytes_of);
                 (Answer::Pull(answer), bytes)
             }
-            Call::Report(run, request) => {
+            Call::Report(request) => {
                 let answer = self.nodes[node as usize].home.report_piece(caller, &request, now);
                 let bytes = answer.as_ref().map_or(0, bytes_of);
-                (Answer::Report(run, answer), bytes)
+                (Answer::Report(request.lease, answer), bytes)
             }
             Call::Blame(request) => {
                 // It concerns a task that this home has forgotten, which is no news to it.

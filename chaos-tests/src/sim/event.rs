@@ -6,8 +6,8 @@ use darter_swarm::task::RunId;
 use darter_swarm::upload::Ticket;
 use darter_swarm::wire::HomeNews;
 use darter_tracker::{
-    Bitmap, ClientErrorRequest, ErrorKind, NodeId, PieceIndex, PieceRange, PullPieceRequest, PullPieceResponse,
-    RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, TrackerError,
+    Bitmap, ClientErrorRequest, ErrorKind, LeaseId, NodeId, PieceIndex, PieceRange, PullPieceRequest,
+    PullPieceResponse, RegisterRequest, RegisterResponse, ReportPieceRequest, ReportPieceResponse, TrackerError,
 };
 
 use super::agenda::Nanos;
@@ -104,8 +104,8 @@ pub enum Call {
     Register(RegisterRequest),
     /// PullPiece.
     Pull(PullPieceRequest),
-    /// ReportPiece, for a run.
-    Report(Option<RunId>, ReportPieceRequest),
+    /// ReportPiece.
+    Report(ReportPieceRequest),
     /// ReportError.
     Blame(ClientErrorRequest),
 }
@@ -130,8 +130,8 @@ pub enum Answer {
     Register(Result<RegisterResponse, TrackerError>),
     /// To PullPiece.
     Pull(Result<PullPieceResponse, TrackerError>),
-    /// To ReportPiece, for a run.
-    Report(Option<RunId>, Result<ReportPieceResponse, TrackerError>),
+    /// To ReportPiece that named this lease.
+    Report(Option<LeaseId>, Result<ReportPieceResponse, TrackerError>),
 }
 
 /// What one side of a session says first.

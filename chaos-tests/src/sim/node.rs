@@ -221,7 +221,7 @@ impl World {
         self.with(node, layer, |task| match answer {
             Answer::Register(Ok(response)) => task.handle_registered(home, &response, now),
             Answer::Pull(Ok(response)) => task.handle_pulled(home, response, now),
-            Answer::Report(run, Ok(response)) => task.handle_reported(home, run, response, now),
+            Answer::Report(lease, Ok(response)) => task.handle_reported(home, lease, response, now),
             Answer::Register(Err(error)) | Answer::Pull(Err(error)) | Answer::Report(_, Err(error)) => {
                 task.handle_home_failed(home, &error, now);
             }
@@ -387,7 +387,7 @@ impl World {
         match action {
             Action::Register { home, request } => self.call(node, layer, home, Call::Register(request)),
             Action::Pull { home, request } => self.call(node, layer, home, Call::Pull(request)),
-            Action::Report { home, run, request } => self.call(node, layer, home, Call::Report(run, request)),
+            Action::Report { home, request } => self.call(node, layer, home, Call::Report(request)),
             Action::Blame { home, request } => self.call(node, layer, home, Call::Blame(request)),
             Action::Connect { peer } => self.meet(node, layer, plan::number(peer)),
             Action::Ask { peer } => {

@@ -30,12 +30,10 @@ pub enum Action {
         /// What to ask.
         request: PullPieceRequest,
     },
-    /// Call ReportPiece; answer with `handle_reported` or `handle_home_failed`.
+    /// Call ReportPiece; answer with `handle_reported`, naming the request's lease, or `handle_home_failed`.
     Report {
         /// Whom to tell.
         home: NodeId,
-        /// The run that the lease in the request belongs to.
-        run: Option<RunId>,
         /// What to tell.
         request: ReportPieceRequest,
     },

@@ -36,13 +36,17 @@ impl Rig {
     }
 
     fn registered(&mut self, home: u8) {
-        let response = RegisterResponse {
-            task: self.task.id,
-            geometry: None,
-            neighbours: Vec::new(),
-            advertise: false,
-            leases: Vec::new(),
-        };
+        self.answered(home, Vec::new());
+    }
+
+    /// The home has taken a run over.
+    fn adopted(&mut self, home: u8, id: u64, pieces: PieceRange) {
+        self.answered(home, vec![Lease { id: LeaseId(id), pieces, lapse: Duration::from_secs(2) }]);
+    }
+
+    fn answered(&mut self, home: u8, leases: Vec<Lease>) {
+        let response =
+            RegisterResponse { task: self.task.id, geometry: None, neighbours: Vec::new(), advertise: false, leases };
         self.task.handle_registered(node(home), &response, self.now);
     }
 
@@ -61,9 +65,9 @@ impl Rig {
         self.task.handle_home_failed(node(home), &error, self.now);
     }
 
-    fn reported(&mut self, home: u8, run: RunId, lease: LeaseState) {
-        let response = ReportPieceResponse { lease, advertise: false };
-        self.task.handle_reported(node(home), Some(run), response, self.now);
+    fn reported(&mut self, home: u8, lease: u64, state: LeaseState) {
+        let response = ReportPieceResponse { lease: state, advertise: false };
+        self.task.handle_reported(node(home), Some(LeaseId(lease)), response, self.now);
     }
 
     /// The client reads what is there and waits for the next piece.
@@ -153,6 +157,35 @@ fn a_node_that_knows_nobody_fetches_what_its_reader_needs_at_once() {
     assert_eq!(rig.count(can_fetch), 1);
 }
 
+/// A report of before the home was left is answered after it is back: its lease is over, and the run has another.
+#[test]
+fn what_is_said_of_a_former_lease_does_not_end_the_run() {
+    let mut rig = Rig::new(&[HOME, SPARE, 1]);
+    rig.registered(HOME);
+    rig.lease(HOME, 1, run_of(0, 4));
+    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
+    rig.unreachable(HOME);
+    rig.adopted(HOME, 2, run_of(1, 3));
+    rig.actions();
+    rig.reported(HOME, 1, LeaseState::Over);
+    assert!(!rig.actions().contains(&Action::Stop { run: RunId(1) }));
+    rig.reported(HOME, 2, LeaseState::Over);
+    assert!(rig.actions().contains(&Action::Stop { run: RunId(1) }));
+}
+
+#[test]
+fn a_lease_for_a_run_that_has_ended_meanwhile_is_given_back() {
+    let mut rig = Rig::new(&[HOME, SPARE, 1]);
+    rig.registered(HOME);
+    rig.lease(HOME, 1, run_of(0, 4));
+    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
+    rig.unreachable(HOME);
+    rig.task.handle_origin_failed(RunId(1), OriginFailure::Transient, rig.now);
+    rig.adopted(HOME, 2, run_of(1, 3));
+    let returned = |action: &Action| matches!(action, Action::Report { request, .. } if request.release && request.lease == Some(LeaseId(2)));
+    assert_eq!(rig.count(returned), 1);
+}
+
 /// The shell asks when to wake up after everything that happens, and signs of life happen all the time.
 #[test]
 fn a_lease_is_renewed_whatever_else_happens() {
@@ -178,12 +211,12 @@ fn a_lease_is_renewed_whatever_else_happens() {
         rig.task.handle_alive(node(HOME), pulse);
         for action in rig.actions() {
             match action {
-                Action::Report { run: Some(run), request, .. } => {
+                Action::Report { request, .. } => {
                     match request.lease {
                         Some(_) => renewals.push(turn),
                         None => signs += 1,
                     }
-                    rig.reported(HOME, run, LeaseState::Held);
+                    rig.reported(HOME, 1, LeaseState::Held);
                 }
                 Action::Pull { .. } => {
                     let wait = PullPieceResponse::Wait {
@@ -277,7 +310,7 @@ fn a_pause_between_two_runs_does_not_tighten_the_brake() {
     rig.lease(HOME, 1, run_of(0, 1));
     rig.now += Duration::from_millis(5);
     rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
-    rig.reported(HOME, RunId(1), LeaseState::Over);
+    rig.reported(HOME, 1, LeaseState::Over);
     rig.pass(Duration::from_secs(60));
     rig.actions();
     rig.read();

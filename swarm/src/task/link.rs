@@ -14,7 +14,7 @@ use darter_tracker::{
 
 use super::origin::RUNS_PER_NODE;
 use super::pick::READER_PATIENCE;
-use super::{Action, RunId, Task, Waiting};
+use super::{Action, Task, Waiting};
 use crate::patience::Patience;
 
 /// A home that owes an answer and from which nothing has come for this long is left for the next in rank.
@@ -386,6 +386,7 @@ impl Task {
     pub(super) fn drive_link(&mut self, now: Instant) {
         if self.may_judge(now) && self.link.leave_at(&self.patience).is_some_and(|at| now >= at) {
             if let Some((home, last)) = self.link.home().zip(self.link.silent_since()) {
+                tracing::debug!(task = %self.id, %home, silent = ?now.saturating_duration_since(last), "the home is left");
                 self.doubt(home, last, now);
             }
             self.link.turn_to(self.link.at + 1, now);
@@ -419,16 +420,13 @@ impl Task {
         if renewal.is_none() && !self.link.report_due && !done {
             return;
         }
-        let (run, lease, release, pause) = match renewal {
-            Some(renewal) => (Some(renewal.run), renewal.lease, renewal.release, renewal.pause),
-            None => (None, None, false, None),
-        };
+        let Renewal { lease, release, pause } = renewal.unwrap_or_default();
         self.link.unreported.sort_unstable();
         let pieces = PieceRange::gather(self.link.unreported.drain(..));
         self.link.report_due = false;
         self.link.report_sent = Some(now);
         let request = ReportPieceRequest { task: self.id, lease, pieces, release, pause: Added(pause) };
-        self.actions.push_back(Action::Report { home, run, request });
+        self.actions.push_back(Action::Report { home, request });
     }
 
     /// Runs that this task has of the registry, and one if it has asked for it.
@@ -513,9 +511,8 @@ impl Task {
 }
 
 /// A report that a run owes its home.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Renewal {
-    pub(super) run: RunId,
     /// `None` if nothing has come that would renew it.
     pub(super) lease: Option<LeaseId>,
     pub(super) release: bool,

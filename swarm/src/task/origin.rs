@@ -84,7 +84,6 @@ pub(super) struct Origin {
 #[derive(Debug)]
 struct Owed {
     home: NodeId,
-    run: RunId,
     lease: LeaseId,
     paused_until: Option<Instant>,
 }
@@ -170,7 +169,7 @@ impl Origin {
             OriginFailure::Busy(pause) => Some(now + pause.min(PAUSE_MAX)),
             OriginFailure::Refused | OriginFailure::Transient => None,
         };
-        self.owe(run, state.lease, pause);
+        self.owe(state.lease, pause);
         self.failures += 1;
         let backoff = (BACKOFF_BASE * 2u32.saturating_pow(self.failures.min(8) - 1)).min(BACKOFF_MAX);
         match failure {
@@ -204,7 +203,8 @@ impl Origin {
         self.runs.values().map(left).filter(|left| left.count > 0).collect()
     }
 
-    /// A home has taken over: runs go on under its `leases`, and end where those end. Others stop.
+    /// A home has taken over: runs go on under its `leases`, and end where those end. Others stop, and a lease for a run that has
+    /// ended meanwhile is given back: the home would else wait for it until it lapses.
     pub(super) fn rebind(&mut self, home: NodeId, leases: &[Lease]) -> Vec<Action> {
         // Leases of a former home are not owed back to it.
         self.owed.clear();
@@ -216,6 +216,7 @@ impl Origin {
                 |lease: &&Lease| run.pieces.contains(lease.pieces.first) && lease.pieces.end() <= run.pieces.end();
             let Some(lease) = leases.iter().find(own).filter(|lease| finished || run.next < lease.pieces.end()) else {
                 if !finished {
+                    tracing::debug!(%home, run = ?id, "a run is stopped, since a new home does not lend it");
                     stopped.push(Action::Stop { run: *id });
                 }
                 return false;
@@ -226,6 +227,12 @@ impl Origin {
             run.fresh = true;
             true
         });
+        for lease in leases {
+            let lease = Some((home, lease.id));
+            if !self.runs.values().any(|run| run.lease == lease) {
+                self.owe(lease, None);
+            }
+        }
         stopped
     }
 
@@ -289,28 +296,33 @@ impl Origin {
         !self.refused && self.runs.len() < RUNS_MAX && self.not_before.is_none_or(|at| now >= at)
     }
 
-    /// What became of a run's lease.
-    pub(super) fn lease_state(&mut self, run: RunId, state: LeaseState) -> Option<Action> {
+    /// What became of a lease. The run that had it may have another by now, as a home that was left and is back gives a new one;
+    /// what is said of the former one says nothing about it.
+    pub(super) fn lease_state(&mut self, lease: (NodeId, LeaseId), state: LeaseState) -> Option<Action> {
         if state != LeaseState::Over {
             return None;
         }
+        let run = self.runs.iter().find(|(_, run)| run.lease == Some(lease)).map(|(id, _)| *id)?;
         // A run whose last piece has arrived is over anyway.
         let unfinished = self.runs.remove(&run).is_some_and(|run| run.next < run.pieces.end());
+        if unfinished {
+            tracing::debug!(home = %lease.0, ?run, "a run is stopped, since its lease is over");
+        }
         unfinished.then_some(Action::Stop { run })
     }
 
     pub(super) fn stop_all(&mut self, actions: &mut VecDeque<Action>) {
         for (run, state) in std::mem::take(&mut self.runs) {
-            self.owe(run, state.lease.filter(|_| state.fresh), None);
+            self.owe(state.lease.filter(|_| state.fresh), None);
             if state.next < state.pieces.end() || state.cut {
                 actions.push_back(Action::Stop { run });
             }
         }
     }
 
-    fn owe(&mut self, run: RunId, lease: Option<(NodeId, LeaseId)>, paused_until: Option<Instant>) {
+    fn owe(&mut self, lease: Option<(NodeId, LeaseId)>, paused_until: Option<Instant>) {
         if let Some((home, lease)) = lease {
-            self.owed.push_back(Owed { home, run, lease, paused_until });
+            self.owed.push_back(Owed { home, lease, paused_until });
         }
     }
 
@@ -318,13 +330,13 @@ impl Origin {
     pub(super) fn renewal(&mut self, home: NodeId, now: Instant) -> Option<Renewal> {
         // Leases of a former home are moot.
         self.owed.retain(|owed| owed.home == home);
-        if let Some(Owed { run, lease, paused_until, .. }) = self.owed.pop_front() {
+        if let Some(Owed { lease, paused_until, .. }) = self.owed.pop_front() {
             let left = paused_until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero());
             // Which registry it is, whoever carries the report out knows.
             let pause = left.map(|left| Pause { registry: RegistryTag::default(), left });
-            return Some(Renewal { run, lease: Some(lease), release: true, pause });
+            return Some(Renewal { lease: Some(lease), release: true, pause });
         }
-        for (run, state) in &mut self.runs {
+        for state in self.runs.values_mut() {
             let Some((to, lease)) = state.lease else { continue };
             let alive = now.saturating_duration_since(state.alive) < RENEW * 2 || !state.begun;
             let due = now.saturating_duration_since(state.reported) >= RENEW;
@@ -332,7 +344,7 @@ impl Origin {
                 // A registry that pauses costs the lease in time; what still speaks for the fetcher is that it says something.
                 let lease = Some(lease).filter(|_| state.fresh || alive);
                 (state.fresh, state.reported) = (false, now);
-                return Some(Renewal { run: *run, lease, release: false, pause: None });
+                return Some(Renewal { lease, release: false, pause: None });
             }
         }
         None

@@ -79,7 +79,7 @@ pub(super) enum Bad {
 pub(super) enum Call {
     Register(RegisterRequest),
     Pull(PullPieceRequest),
-    Report(Option<RunId>, ReportPieceRequest),
+    Report(ReportPieceRequest),
     Blame(ClientErrorRequest),
 }
 
@@ -87,7 +87,7 @@ pub(super) enum Call {
 pub(super) enum Answer {
     Register(Result<RegisterResponse, TrackerError>),
     Pull(Result<PullPieceResponse, TrackerError>),
-    Report(Option<RunId>, Result<ReportPieceResponse, TrackerError>),
+    Report(Option<LeaseId>, Result<ReportPieceResponse, TrackerError>),
 }
 
 pub(super) struct Node {

@@ -22,7 +22,7 @@ impl Net {
                 self.with(node, |task| match answer {
                     Answer::Register(Ok(response)) => task.handle_registered(home, &response, now),
                     Answer::Pull(Ok(response)) => task.handle_pulled(home, response, now),
-                    Answer::Report(run, Ok(response)) => task.handle_reported(home, run, response, now),
+                    Answer::Report(lease, Ok(response)) => task.handle_reported(home, lease, response, now),
                     Answer::Register(Err(error)) | Answer::Pull(Err(error)) | Answer::Report(_, Err(error)) => {
                         task.handle_home_failed(home, &error, now);
                     }
@@ -172,8 +172,8 @@ impl Net {
                 Answer::Register(self.nodes[node].home.register(caller, request, now))
             }
             Call::Pull(request) => Answer::Pull(self.nodes[node].home.pull_piece(caller, &request, now)),
-            Call::Report(run, request) => {
-                Answer::Report(run, self.nodes[node].home.report_piece(caller, &request, now))
+            Call::Report(request) => {
+                Answer::Report(request.lease, self.nodes[node].home.report_piece(caller, &request, now))
             }
             Call::Blame(request) => {
                 let _ = self.nodes[node].home.report_error(caller, &request, now);
@@ -393,7 +393,7 @@ impl Net {
         match action {
             Action::Register { home, request } => self.call(node, home, Call::Register(request)),
             Action::Pull { home, request } => self.call(node, home, Call::Pull(request)),
-            Action::Report { home, run, request } => self.call(node, home, Call::Report(run, request)),
+            Action::Report { home, request } => self.call(node, home, Call::Report(request)),
             Action::Blame { home, request } => self.call(node, home, Call::Blame(request)),
             Action::Connect { peer } => {
                 let (to, key) = (self.index(peer), self.sequence);
