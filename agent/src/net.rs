@@ -214,21 +214,30 @@ impl Transport {
         self.open_for(peer, Cargo::Bulk).await
     }
 
+    /// Tells that a piece may soon be taken from `peer`, so that its connection is there by then. Does nothing where there is one,
+    /// and nothing comes of it where TCP does not get through.
+    pub fn expect_bulk(&self, peer: Peer) {
+        let wanted = way::wants_tcp(self.shared.mode, Cargo::Bulk) && !self.shared.census.is_proven(peer.id);
+        if let Some(opens) = self.shared.tcp_opens.as_ref().filter(|_| wanted) {
+            // Where many others wait for connections, this one can wait for its piece.
+            let _ = opens.try_send(tcp::OpenRequest { peer, reply: None });
+        }
+    }
+
     async fn open_for(&self, peer: Peer, cargo: Cargo) -> Result<Stream, NetError> {
-        let proven = self.shared.census.is_proven(peer.id);
-        let Some(patience) = way::patience(self.shared.mode, cargo, proven) else { return self.open_quic(peer).await };
-        let failure = match tokio::time::timeout(patience, self.open_tcp(peer)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(failure)) => failure,
-            // The dial goes on, for the next stream.
-            Err(_) => {
-                self.fall_back(peer, TcpFallback::Slow);
-                return self.open_quic(peer).await;
-            }
+        if !way::wants_tcp(self.shared.mode, cargo) {
+            return self.open_quic(peer).await;
+        }
+        // After that the dial goes on, for the next stream.
+        let opened = tokio::time::timeout(way::PATIENCE, self.open_tcp(peer)).await;
+        let failure = match opened.unwrap_or(Err(tcp::Failure::Slow)) {
+            Ok(stream) => return Ok(stream),
+            Err(failure) => failure,
         };
         self.fall_back(
             peer,
             match failure {
+                tcp::Failure::Slow => TcpFallback::Slow,
                 tcp::Failure::Closed => TcpFallback::Closed,
                 tcp::Failure::Silent => TcpFallback::Silent,
                 tcp::Failure::Full => TcpFallback::Full,
@@ -250,7 +259,7 @@ impl Transport {
     async fn open_tcp(&self, peer: Peer) -> Result<Stream, tcp::Failure> {
         let opens = self.shared.tcp_opens.as_ref().ok_or(tcp::Failure::Closed)?;
         let (reply, answer) = oneshot::channel();
-        opens.send(tcp::OpenRequest { peer, reply }).await.map_err(|_| tcp::Failure::Ending)?;
+        opens.send(tcp::OpenRequest { peer, reply: Some(reply) }).await.map_err(|_| tcp::Failure::Ending)?;
         answer.await.map_err(|_| tcp::Failure::Ending)?
     }
 

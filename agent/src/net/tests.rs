@@ -79,7 +79,7 @@ impl Node {
                 Way::Quic => self.transport.open_quic(peer).await,
                 Way::Tcp => self.transport.open_tcp(peer).await.map_err(|failure| match failure {
                     Failure::Refused(error) => error,
-                    Failure::Closed | Failure::Silent | Failure::Remembered => NetError::Unreachable,
+                    Failure::Closed | Failure::Silent | Failure::Slow | Failure::Remembered => NetError::Unreachable,
                     Failure::Full => NetError::Full,
                     Failure::Broken => NetError::Protocol,
                     Failure::Ending => NetError::Closed,

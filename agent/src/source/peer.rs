@@ -86,6 +86,7 @@ pub async fn turn(
             outcome => return outcome,
         }
     }
+    transport.expect_bulk(peer);
     let mut stream = transport.open(peer).await?;
     stream.send(&Open::Ask { task, holds }).await?;
     answer(stream).await

@@ -27,6 +27,7 @@ use crate::net::link::Census;
 use crate::net::quic::Timing;
 use crate::net::refusals::Refusals;
 use crate::net::tls::Tls;
+use crate::net::way::PATIENCE;
 use crate::net::{Incoming, Peer};
 
 /// How long a peer that could not be reached is not dialled again. It has another name when it was restarted, so this is
@@ -44,11 +45,11 @@ const SWEEPS: u32 = 12;
 /// Pause after the system could not accept a connection, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A call for a stream.
+/// A call for a stream, or merely for a connection that there is none of.
 #[derive(Debug)]
 pub(in crate::net) struct OpenRequest {
     pub(in crate::net) peer: Peer,
-    pub(in crate::net) reply: Reply,
+    pub(in crate::net) reply: Option<Reply>,
 }
 
 type Reply = oneshot::Sender<Result<Stream, Failure>>;
@@ -60,6 +61,8 @@ pub(in crate::net) enum Failure {
     Closed,
     /// Nobody answers: something in between lets nothing through.
     Silent,
+    /// It has taken longer than a stream waits, and goes on.
+    Slow,
     /// One of the two has no connection to spare.
     Full,
     /// One of the two did not accept who the other is.
@@ -81,12 +84,26 @@ struct Entry {
     waiting: VecDeque<Reply>,
     lent: usize,
     dialling: usize,
+    /// Since when there is a dial.
+    dialling_since: Option<Instant>,
     accepted: usize,
 }
 
 impl Entry {
     fn dialled(&self) -> usize {
         self.idle.len() + self.lent + self.dialling
+    }
+
+    fn dial_began(&mut self, now: Instant) {
+        self.dialling += 1;
+        self.dialling_since.get_or_insert(now);
+    }
+
+    fn dial_ended(&mut self) {
+        self.dialling -= 1;
+        if self.dialling == 0 {
+            self.dialling_since = None;
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -220,7 +237,7 @@ impl Pool {
             Event::Shaken(Ok((remote, Err(error)))) => self.failed_handshake(remote, &error, now),
             Event::Shaken(Err(panic)) => debug!(%panic, "a handshake was lost"),
             Event::Dialled(peer, outcome) => {
-                self.count(peer, |entry| entry.dialling -= 1);
+                self.count(peer, Entry::dial_ended);
                 self.dialled(peer, outcome, now);
                 self.forget_if_empty(peer);
             }
@@ -242,38 +259,64 @@ impl Pool {
     // === Streams of this agent ===
 
     fn open(&mut self, OpenRequest { peer, reply }: OpenRequest, now: Instant) {
+        let failed = self.failed.get(&peer.id).is_some_and(|since| now.duration_since(*since) < FAILED_FOR);
+        let Some(reply) = reply else {
+            if !failed && self.peers.get(&peer.id).is_none_or(|entry| entry.dialled() == 0) {
+                // Why not, whoever wants a stream is told.
+                let _ = self.dial(peer, now);
+            }
+            return;
+        };
         if reply.is_closed() {
             return;
         }
-        if self.failed.get(&peer.id).is_some_and(|since| now.duration_since(*since) < FAILED_FOR) {
+        if failed {
             // A caller that is gone drops what it gets.
             let _ = reply.send(Err(Failure::Remembered));
             return;
         }
+        let proven = self.census.is_proven(peer.id);
         let entry = self.peers.entry(peer.id).or_default();
+        // Nobody waits anew for what others have waited for in vain.
+        if !proven && entry.dialling_since.is_some_and(|since| now.duration_since(since) >= PATIENCE) {
+            let _ = reply.send(Err(Failure::Slow));
+            return;
+        }
         while let Some((since, mut conn)) = entry.idle.pop() {
             if now.duration_since(since) < self.timing.unused / UNUSED_PART && conn.is_usable() {
                 return self.lend(peer.id, conn, reply);
             }
         }
         entry.waiting.retain(|reply| !reply.is_closed());
-        let room = entry.waiting.len() < WAITING_MAX && entry.dialled() < LINKS_PER_PEER_MAX;
-        if !room || self.dials.len() >= DIALS_MAX || (self.is_full() && !self.make_room()) {
-            let _ = reply.send(Err(Failure::Full));
+        // One that is being dialled, and that nobody waits for, is for this caller.
+        let dialled = if entry.waiting.len() < entry.dialling {
+            Ok(())
+        } else if entry.waiting.len() < WAITING_MAX {
+            self.dial(peer, now)
+        } else {
+            Err(Failure::Full)
+        };
+        if let Err(failure) = dialled {
+            let _ = reply.send(Err(failure));
             return;
         }
-        let Ok((tls, verdict)) = self.tls.client(peer.id) else {
-            let _ = reply.send(Err(Failure::Broken));
-            return;
-        };
+        self.peers.entry(peer.id).or_default().waiting.push_back(reply);
+    }
+
+    /// Begins to dial.
+    fn dial(&mut self, peer: Peer, now: Instant) -> Result<(), Failure> {
+        let room = self.peers.get(&peer.id).is_none_or(|entry| entry.dialled() < LINKS_PER_PEER_MAX);
+        if !room || self.dials.len() >= DIALS_MAX || (self.is_full() && !self.make_room()) {
+            return Err(Failure::Full);
+        }
+        let (tls, verdict) = self.tls.client(peer.id).map_err(|_| Failure::Broken)?;
         let (heard, known) = (self.census.tcp(peer.id), self.tls.clone());
         let order =
             Dial { listen: self.listen, remote: peer.addr, peer: peer.id, tls, verdict, heard, timing: self.timing };
-        let entry = self.peers.entry(peer.id).or_default();
-        entry.waiting.push_back(reply);
-        entry.dialling += 1;
+        self.peers.entry(peer.id).or_default().dial_began(now);
         self.made += 1;
         self.dials.spawn((peer.id, self.made), tasks::dial(order, move |shown| known.bearer(shown).ok()));
+        Ok(())
     }
 
     fn dialled(&mut self, peer: NodeId, outcome: Result<tasks::Dialled, JoinError>, now: Instant) {

@@ -157,7 +157,32 @@ async fn where_tcp_gets_no_answer_quic_is_used_after_some_milliseconds() {
     // What it costs beyond a QUIC stream is a named time, an order of magnitude below this.
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     assert_eq!((stream.way(), fallbacks(&metrics, TcpFallback::Slow)), (Way::Quic, 1));
+    // The dial goes on, and nobody else waits for it.
+    let begin = std::time::Instant::now();
+    let stream = timeout(DEADLINE, a.open_bulk(peer)).await.unwrap().unwrap();
+    assert!(begin.elapsed() < way::PATIENCE, "{:?}", begin.elapsed());
+    assert_eq!((stream.way(), fallbacks(&metrics, TcpFallback::Slow)), (Way::Quic, 2));
     drop(mute);
+}
+
+#[tokio::test]
+async fn a_piece_that_was_expected_finds_a_connection() {
+    let ((a, metrics, _), (_b, _, peer)) = (with_mode(Mode::Auto, 1), with_mode(Mode::Auto, 2));
+    for _ in 0..3 {
+        a.expect_bulk(peer);
+    }
+    until("the connection is there", || a.shared.census.is_proven(peer.id)).await;
+    let stream = timeout(DEADLINE, a.open_bulk(peer)).await.unwrap().unwrap();
+    a.expect_bulk(peer);
+    assert_eq!((stream.way(), metrics.tcp_connections.get()), (Way::Tcp, 1), "one for all of them");
+}
+
+#[tokio::test]
+async fn who_uses_quic_alone_expects_nothing() {
+    let ((a, metrics, _), (_b, _, peer)) = (with_mode(Mode::Quic, 1), with_mode(Mode::Auto, 2));
+    a.expect_bulk(peer);
+    let stream = timeout(DEADLINE, a.open_bulk(peer)).await.unwrap().unwrap();
+    assert_eq!((stream.way(), metrics.tcp_connections.get()), (Way::Quic, 0));
 }
 
 #[tokio::test]
