@@ -65,6 +65,8 @@ struct Held {
     progress: Instant,
     /// When something last came from the fetcher.
     alive: Instant,
+    /// Whether the fetcher had begun before it came here, under a lease of another home.
+    adopted: bool,
 }
 
 impl Leases {
@@ -167,8 +169,17 @@ impl Leases {
             open.insert(piece);
         }
         self.first.get_or_insert(now);
-        self.held.insert(id, Held { to: node, open, progress: now, alive: now });
+        self.held.insert(id, Held { to: node, open, progress: now, alive: now, adopted: false });
         Lease { id, pieces, lapse: LAPSE }
+    }
+
+    /// Gives `pieces` to `node`, which is fetching them already.
+    pub fn adopt(&mut self, id: LeaseId, node: NodeId, pieces: PieceRange, total: u32, now: Instant) -> Lease {
+        let lease = self.grant(id, node, pieces, total, now);
+        if let Some(held) = self.held.get_mut(&id) {
+            held.adopted = true;
+        }
+        lease
     }
 
     /// Notes progress of `node`'s lease; `None` if it is over.
@@ -183,6 +194,19 @@ impl Leases {
         for held in self.held.values_mut() {
             held.open.remove(piece);
         }
+        self.end_empty();
+    }
+
+    /// Leaves to another home the pieces that it `claims` for the first time. What was adopted goes on until that one's members
+    /// `have` it: the fetcher has begun under another home, most likely under that one, which counts on him.
+    pub fn leave(&mut self, claims: &Bitmap, have: &Bitmap) {
+        for held in self.held.values_mut() {
+            held.open.remove_all(if held.adopted { have } else { claims });
+        }
+        self.end_empty();
+    }
+
+    fn end_empty(&mut self) {
         self.held.retain(|_, held| !held.open.is_empty());
     }
 

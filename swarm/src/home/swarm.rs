@@ -193,7 +193,7 @@ impl Swarm {
             if count > 0 {
                 *next_lease += 1;
                 let pieces = PieceRange { first: run.first, count };
-                leases.push(self.leases.grant(LeaseId(*next_lease), node, pieces, total, now));
+                leases.push(self.leases.adopt(LeaseId(*next_lease), node, pieces, total, now));
             }
         }
         leases

@@ -25,6 +25,13 @@ pub(super) const READER_PATIENCE: Duration = Duration::from_millis(100);
 /// among 16: 8 layers took 1.15 to 1.37 times the bound, and 1.14 to 1.20 times with this.
 const SOLE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The same for what others have as well, while this holder names something that only he has: else he would give the same few pieces
+/// to everybody, one reader after the other, and what he alone has to nobody. In the lab a fetcher among 50 on links of 20 Mb/s gave
+/// one piece 14 times, and another for the first time after six seconds. Longer than readers wait where links are slow (3.4 s, simulated),
+/// shorter than it takes until a fetcher is said to keep a piece to himself. Simulated with 50 nodes at 5 Mb/s: 1.25 instead of 1.28 times
+/// the bound, without a second copy of anything; with two slow ones among 16: 1.10 at most instead of 1.20.
+const NAMED_PATIENCE: Duration = Duration::from_secs(4);
+
 /// So many neighbours that lack a piece are others who want it.
 const OTHERS: usize = 2;
 
@@ -240,7 +247,7 @@ impl Task {
         let wanted = self.wanted().into_owned();
         let late = self.late(now);
         self.late_elsewhere(peer, &late.awaited)
-            .or_else(|| self.awaited(peer, &wanted, now))
+            .or_else(|| self.awaited(peer, rather, &wanted, now))
             .or_else(|| self.rarest(peer, rather, &wanted))
             .or_else(|| self.late_elsewhere(peer, &late.others))
     }
@@ -270,11 +277,18 @@ impl Task {
     }
 
     /// What a reader has waited for long enough.
-    fn awaited(&self, peer: NodeId, wanted: &Bitmap, now: Instant) -> Option<PieceIndex> {
+    fn awaited(&self, peer: NodeId, rather: Option<PieceIndex>, wanted: &Bitmap, now: Instant) -> Option<PieceIndex> {
         let neighbour = self.neighbours.get(&peer)?;
+        let named = rather.is_some_and(|piece| wanted.contains(piece) && neighbour.has(piece));
         let due = |waiting: &&Waiting| {
             let waited = now.saturating_duration_since(waiting.since);
-            let patience = if self.contended(waiting.piece) { SOLE_PATIENCE } else { READER_PATIENCE };
+            let patience = if self.contended(waiting.piece) {
+                SOLE_PATIENCE
+            } else if named && self.availability[waiting.piece.0 as usize] >= 2 {
+                NAMED_PATIENCE
+            } else {
+                READER_PATIENCE
+            };
             waited >= patience
         };
         let waiting = self.readers.values().filter(due);

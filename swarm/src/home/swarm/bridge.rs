@@ -204,12 +204,12 @@ impl Swarm {
         if !fits || !self.acts(now) || !self.bridge.listens_to(from, now) {
             return false;
         }
-        let mut claims = news.held;
+        let (mut claims, held) = (news.held.clone(), news.held);
         let lent = news.lent.iter().flat_map(|run| run.iter().take_while(|piece| (piece.0 as usize) < total));
         for piece in lent.take(total) {
             claims.insert(piece);
         }
-        self.leave_to(from, claims, me, true, now);
+        self.leave_to(from, claims, &held, me, true, now);
         let bridge = &mut self.bridge;
         if let Some(told) = bridge.ranked.get_mut(&from) {
             told.vain = 0;
@@ -221,24 +221,29 @@ impl Swarm {
         for (other, claims) in news.others.into_iter().take(RIVALS_MAX) {
             let heard = self.bridge.rivals.get(&other).is_some_and(|rival| rival.itself && rival.speaks(now));
             if other != me && !heard && claims.pieces() as usize == total && self.bridge.listens_to(other, now) {
-                self.leave_to(other, claims, me, false, now);
+                let none = Bitmap::new(claims.pieces());
+                self.leave_to(other, claims, &none, me, false, now);
             }
         }
         true
     }
 
-    /// Leaves to another home what its members hold or fetch.
-    fn leave_to(&mut self, home: NodeId, claims: Bitmap, me: NodeId, itself: bool, now: Instant) {
+    /// Leaves to another home what its members hold or fetch. What they are known to hold is among the `claims`.
+    fn leave_to(&mut self, home: NodeId, claims: Bitmap, held: &Bitmap, me: NodeId, itself: bool, now: Instant) {
         let before = rendezvous::before(&self.task, home, me);
         let bridge = &mut self.bridge;
         bridge.claimed.resize(self.holders.len(), None);
         bridge.own_first = rendezvous::place(&self.task, me, claims.pieces());
+        let mut new = Bitmap::new(claims.pieces());
         for piece in claims.iter() {
             let since = &mut bridge.claimed[piece.0 as usize];
-            if since.replace(since.unwrap_or(now)).is_none() && before {
-                // If it is lent here as well, that was before either knew.
-                self.leases.landed(piece);
+            if since.replace(since.unwrap_or(now)).is_none() {
+                new.insert(piece);
             }
+        }
+        if before {
+            // If it is lent here as well, that was before either knew.
+            self.leases.leave(&new, held);
         }
         let members = bridge.rivals.remove(&home).map(|rival| rival.members).unwrap_or_default();
         bridge.rivals.insert(home, Rival { heard: now, itself, before, claims, members });

@@ -201,3 +201,24 @@ fn homes_that_cannot_tell_each_other_hear_of_each_other_from_a_third() {
     let again = second.compare(third.me(), news(Bitmap::new(256), Vec::new(), Vec::new()), now).unwrap();
     assert!(again.others.is_empty(), "what a third has told is not passed on: {again:?}");
 }
+
+/// A member that takes one home for silent brings its run to the next, and the first still counts on him.
+#[test]
+fn what_a_member_has_brought_along_is_not_taken_from_him_for_the_sake_of_the_home_that_he_left() {
+    let ([mut first, mut second], now) = (homes(), Instant::now());
+    register(&mut first, 1, now);
+    let lease = pull(&mut first, 1, now).unwrap();
+    let mut request = RegisterRequest::new(task(), Some(geometry()), None);
+    (request.moved, request.runs) = (true, vec![lease.pieces]);
+    let adopted = second.register(node(1), request, now).unwrap().leases;
+    assert_eq!(adopted[0].pieces, lease.pieces);
+    exchange([&mut first, &mut second], now);
+    let piece = |at: u32| vec![PieceRange { first: PieceIndex(lease.pieces.first.0 + at), count: 1 }];
+    assert_eq!(report(&mut second, 1, adopted[0], piece(0), now), LeaseState::Held);
+    // The first has heard that somebody has all of it.
+    let mut have = Bitmap::new(geometry().pieces());
+    lease.pieces.iter().for_each(|piece| drop(have.insert(piece)));
+    let told = second.compare(first.me(), news(have, Vec::new(), Vec::new()), now);
+    assert!(told.is_some());
+    assert_eq!(report(&mut second, 1, adopted[0], piece(1), now), LeaseState::Over);
+}
