@@ -217,7 +217,7 @@ fn what_a_member_has_brought_along_is_not_taken_from_him_for_the_sake_of_the_hom
     assert_eq!(report(&mut second, 1, adopted[0], piece(0), now), LeaseState::Held);
     // The first has heard that somebody has all of it.
     let mut have = Bitmap::new(geometry().pieces());
-    lease.pieces.iter().for_each(|piece| drop(have.insert(piece)));
+    lease.pieces.iter().for_each(|piece| assert!(have.insert(piece)));
     let told = second.compare(first.me(), news(have, Vec::new(), Vec::new()), now);
     assert!(told.is_some());
     assert_eq!(report(&mut second, 1, adopted[0], piece(1), now), LeaseState::Over);
