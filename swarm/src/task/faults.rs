@@ -35,6 +35,16 @@ impl Rig {
         Self { task, now }
     }
 
+    /// Its first run, of four pieces, has brought one when the home that lent it is left.
+    fn fetching_while_home_is_left() -> Self {
+        let mut rig = Self::new(&[HOME, SPARE, 1]);
+        rig.registered(HOME);
+        rig.lease(HOME, 1, run_of(0, 4));
+        rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
+        rig.unreachable(HOME);
+        rig
+    }
+
     fn registered(&mut self, home: u8) {
         self.answered(home, Vec::new());
     }
@@ -160,11 +170,7 @@ fn a_node_that_knows_nobody_fetches_what_its_reader_needs_at_once() {
 /// A report of before the home was left is answered after it is back: its lease is over, and the run has another.
 #[test]
 fn what_is_said_of_a_former_lease_does_not_end_the_run() {
-    let mut rig = Rig::new(&[HOME, SPARE, 1]);
-    rig.registered(HOME);
-    rig.lease(HOME, 1, run_of(0, 4));
-    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
-    rig.unreachable(HOME);
+    let mut rig = Rig::fetching_while_home_is_left();
     rig.adopted(HOME, 2, run_of(1, 3));
     rig.actions();
     rig.reported(HOME, 1, LeaseState::Over);
@@ -175,11 +181,7 @@ fn what_is_said_of_a_former_lease_does_not_end_the_run() {
 
 #[test]
 fn a_lease_for_a_run_that_has_ended_meanwhile_is_given_back() {
-    let mut rig = Rig::new(&[HOME, SPARE, 1]);
-    rig.registered(HOME);
-    rig.lease(HOME, 1, run_of(0, 4));
-    rig.task.handle_origin_piece(RunId(1), PieceIndex(0), rig.now);
-    rig.unreachable(HOME);
+    let mut rig = Rig::fetching_while_home_is_left();
     rig.task.handle_origin_failed(RunId(1), OriginFailure::Transient, rig.now);
     rig.adopted(HOME, 2, run_of(1, 3));
     let returned = |action: &Action| matches!(action, Action::Report { request, .. } if request.release && request.lease == Some(LeaseId(2)));
@@ -481,4 +483,28 @@ fn what_only_one_has_is_not_taken_in_order_while_others_want_it() {
     assert_eq!(taken(1, patience), PieceIndex(1), "there is nobody to spread the others");
     assert_ne!(taken(2, patience), PieceIndex(1));
     assert_eq!(taken(2, Duration::from_secs(2)), PieceIndex(1), "a reader does not wait for ever");
+}
+
+/// What a reader waits for and others have as well is left to them while its holder names what he alone has.
+#[test]
+fn what_a_holder_names_goes_before_what_others_have_too() {
+    let taken = |rather: Option<u32>, waits: Duration| {
+        let mut rig = Rig::new(&[HOME]);
+        rig.task.handle_reader(ReaderId(1), PieceIndex(1), rig.now);
+        let mut has = Bitmap::new(64);
+        has.insert(PieceIndex(1));
+        rig.task.handle_neighbour_up(node(2), has.clone(), rig.now);
+        has.insert(PieceIndex(40));
+        rig.task.handle_neighbour_up(node(1), has, rig.now);
+        let now = rig.now + waits;
+        rig.task.handle_alive(node(1), now);
+        rig.task.handle_turn(node(1), rather.map(PieceIndex), true, now);
+        let take = |action| if let Action::Take { piece, .. } = action { Some(piece) } else { None };
+        std::iter::from_fn(|| rig.task.poll_action()).find_map(take).unwrap()
+    };
+    let waits = Duration::from_secs(2);
+    assert_eq!(taken(None, waits), PieceIndex(1));
+    assert_eq!(taken(Some(40), waits), PieceIndex(40));
+    assert_eq!(taken(Some(41), waits), PieceIndex(1), "he does not have it");
+    assert_eq!(taken(Some(40), waits * 2), PieceIndex(1), "a reader does not wait for ever");
 }
