@@ -5,6 +5,9 @@
 //! each of them later, and keep senders waiting whose time others could use; who took fewer would have an idle link whenever one
 //! of its senders is slow.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 /// Pieces at a time: one more than a sender gives, so that the link is full though some come slowly. A turn that comes when there
 /// are so many is left to others: kept until there is a place it would be a sender's idle slot (simulated with 16 to 100 nodes on
 /// equal links: one kept turn cost 2 % of the time, two 4 to 6 %).
@@ -17,6 +20,12 @@ pub const BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// many slow neighbours would have hardly a place left for what the rest could give. Simulated with 1000 nodes, a tenth of them
 /// with a quarter of the rate: without such places the last one took 1.22 times the bound instead of 1.08.
 pub const SLOW_MAX: usize = 3;
+
+/// Pieces by which it is judged how much comes.
+const SAMPLES: usize = 16;
+
+/// After so long without pieces that says nothing.
+const STALE: Duration = Duration::from_secs(10);
 
 /// How long the pieces of a peer take, beside those of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +43,8 @@ pub struct Intake {
     usual: usize,
     slow: usize,
     bytes: u64,
+    /// When the last pieces came, and their bytes.
+    came: VecDeque<(Instant, u32)>,
 }
 
 impl Intake {
@@ -63,6 +74,26 @@ impl Intake {
         self.bytes = self.bytes.saturating_sub(u64::from(bytes));
     }
 
+    /// A piece of so many bytes has come from a peer.
+    pub fn came(&mut self, bytes: u32, now: Instant) {
+        if self.came.len() >= SAMPLES {
+            self.came.pop_front();
+        }
+        self.came.push_back((now, bytes));
+    }
+
+    /// What comes from peers, in bytes per second; `None` where that is not known, since too little has come of late.
+    #[must_use]
+    pub fn rate(&self, now: Instant) -> Option<u64> {
+        let (first, last) = (self.came.front()?.0, self.came.back()?.0);
+        if self.came.len() < SAMPLES || now >= last + STALE {
+            return None;
+        }
+        let bytes: u64 = self.came.iter().skip(1).map(|(_, bytes)| u64::from(*bytes)).sum();
+        let took = u64::try_from(last.saturating_duration_since(first).as_micros()).unwrap_or(u64::MAX);
+        Some(bytes * 1_000_000 / took.max(1))
+    }
+
     /// Places that are left for pieces of any pace.
     #[must_use]
     pub fn left(&self) -> usize {
@@ -86,6 +117,18 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_is_known_from_some_pieces_and_not_for_long() {
+        let (mut intake, begin) = (Intake::default(), Instant::now());
+        let at = |tenths: u32| begin + Duration::from_millis(100) * tenths;
+        for number in 0..40 {
+            assert_eq!(intake.rate(at(number)).is_some(), number >= SAMPLES as u32, "{number}");
+            intake.came(if number < 20 { 7 } else { 1000 }, at(number));
+        }
+        assert_eq!(intake.rate(at(40)), Some(10_000), "of the last ones");
+        assert_eq!(intake.rate(at(39) + STALE), None);
+    }
 
     fn taken(intake: &mut Intake, bytes: u32, pace: Pace) -> usize {
         (0..20).take_while(|_| intake.take(bytes, pace)).count()

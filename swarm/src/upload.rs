@@ -6,12 +6,16 @@
 //! its first ones from their end: their last pieces stayed with one holder for over fifteen seconds, until others who waited
 //! fetched them again (16 nodes at 25 Mb/s: 1.02 to 1.04 copies instead of 1.00 to 1.01).
 
+mod slots;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use darter_tracker::{NodeId, PieceIndex, TaskId};
 
-/// Uploads at a time, for all tasks, since they share the link. Also bounds memory to this many pieces. With fewer the link is idle
+use slots::Slots;
+
+/// Uploads at a time, at most, for all tasks, since they share the link. Also bounds memory to this many pieces. With fewer the link is idle
 /// when a receiver is slow; with more each piece arrives later, and cannot be passed on before it is whole (simulated with 100
 /// nodes on equal links: 2 at a time cost 26 % of the time, 3 cost 7 %; what [`crate::intake`] takes goes along).
 pub const ACTIVE: usize = 4;
@@ -51,6 +55,7 @@ pub struct Uploads {
     offered: BTreeMap<TaskId, u64>,
     /// Turns that were offered.
     offers: u64,
+    slots: Slots,
 }
 
 #[derive(Debug)]
@@ -104,6 +109,18 @@ impl Uploads {
         self.proceed()
     }
 
+    /// A piece of so many bytes has left, so long after it began to. `gets` is what comes to this node meanwhile, in bytes per
+    /// second, as [`crate::intake`] knows it.
+    pub fn gave(&mut self, bytes: u32, took: Duration, gets: Option<u64>) {
+        self.slots.gave(bytes, took, gets);
+    }
+
+    /// How many may be in progress at present.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots.allowed()
+    }
+
     /// Uploads in progress.
     #[must_use]
     pub fn active(&self) -> usize {
@@ -117,13 +134,13 @@ impl Uploads {
     /// Fills slots: first with those who have said what they want, then by offering turns.
     fn proceed(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
-        while self.active() < ACTIVE
+        while self.active() < self.slots.allowed()
             && let Some(ticket) = self.foremost(State::Ready)
         {
             self.set(ticket, State::Active);
             steps.push(Step::Serve(ticket));
         }
-        while self.placed() < ACTIVE + AHEAD
+        while self.placed() < self.slots.allowed() + AHEAD
             && let Some(ticket) = self.foremost(State::Waiting)
         {
             self.set(ticket, State::Offered);

@@ -145,6 +145,8 @@ pub struct Metrics {
     pub received_over: Family<TransportLabel, Counter<u64, AtomicU64>>,
     /// Piece bytes sent to peers, by transport.
     pub sent_over: Family<TransportLabel, Counter<u64, AtomicU64>>,
+    /// Pieces that may leave for peers at a time.
+    pub upload_slots: Gauge<i64, AtomicI64>,
     /// Open TCP connections with peers, in both directions.
     pub tcp_connections: Gauge<i64, AtomicI64>,
     /// Streams that went over QUIC instead of TCP, by reason.
@@ -294,6 +296,7 @@ impl Metrics {
             self.unread_bytes.clone(),
         );
         registry.register("layers_ahead", "Layers started before a client asked for them", self.ahead.clone());
+        registry.register("upload_slots", "Pieces that may leave for peers at a time", self.upload_slots.clone());
         registry.register("tcp_connections", "Open TCP connections with peers", self.tcp_connections.clone());
         registry.register(
             "tcp_fallbacks",

@@ -61,15 +61,15 @@ pub(super) async fn take(
     place: Place,
     piece: PieceIndex,
 ) -> Event {
-    // Held until the piece is stored, or lost.
-    let _place = place;
     let Some(transport) = &context.transport else {
         return Event::PieceFailed(peer.id, piece, Some(darter_tracker::ErrorKind::Unreachable));
     };
     let (task, geometry) = (*blob.task(), *blob.geometry());
+    // The place is held until the piece is stored, or lost.
     match peer::piece(transport, &context.keys, peer, ticket, task, geometry, piece).await {
         Ok((proof, bytes, way)) => {
             let length = bytes.length();
+            place.came(length as u32);
             // Before they are written: the write that completes the blob ends the pull, and with it this job.
             context.metrics.received(way, length);
             context.tally.peer(peer.addr, length);

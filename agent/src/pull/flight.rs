@@ -286,6 +286,11 @@ impl Flights {
         lock(&flight.unshared).name()
     }
 
+    /// What comes from peers, in bytes per second, as far as that is known.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        self.places.rate()
+    }
+
     /// The tasks that are being pulled.
     #[must_use]
     pub fn active(&self) -> BTreeSet<TaskId> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use darter_swarm::intake::{BYTES_MAX, Intake, Pace};
 use tokio::sync::Notify;
@@ -59,6 +60,11 @@ impl Places {
     /// Where a pull may wait whose pieces have at most so many bytes.
     pub(crate) fn seat(self: &Arc<Self>, bytes: u32) -> Seat {
         Seat { places: self.clone(), bytes, waits: false, told: Arc::default() }
+    }
+
+    /// What comes from peers, in bytes per second, as far as that is known.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        self.desk().intake.rate(Instant::now())
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -131,6 +137,13 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+impl Place {
+    /// What it was taken for has come, so many bytes.
+    pub(crate) fn came(&self, bytes: u32) {
+        self.places.desk().intake.came(bytes, Instant::now());
     }
 }
 

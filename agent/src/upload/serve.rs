@@ -275,6 +275,7 @@ impl Uploader {
             }
         };
         let (length, way) = (bytes.len() as u32, stream.way());
+        let since = Instant::now();
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
         let sending = async {
             stream.send_last_with(&PieceReply::Piece { proof, length }, bytes).await?;
@@ -286,6 +287,12 @@ impl Uploader {
         };
         sent?;
         tracing::debug!(%task, piece = piece.0, %peer, "a piece was given");
+        let gets = self.flights.rate();
+        let slots = self.desk(|desk| {
+            desk.uploads.gave(length, since.elapsed(), gets);
+            desk.uploads.slots()
+        });
+        self.metrics.upload_slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
         self.metrics.sent(way, u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())

@@ -448,6 +448,7 @@ impl World {
         }
         self.tally.peer_bytes += bytes;
         self.tally.peer_pieces += 1;
+        self.nodes[node as usize].intake.came(bytes as u32, now);
         self.with(node, layer, |task| task.handle_piece(peer, piece, now));
         self.leave_place(node, layer, from, piece);
         self.middle(node);

@@ -46,7 +46,7 @@ impl World {
             self.tally.busy += 1;
             return self.send(1, Event::NotOffered(from, node, layer, None));
         };
-        this.uploading.insert(ticket, Upload { to: from, layer, piece: None, flow: None });
+        this.uploading.insert(ticket, Upload { to: from, layer, piece: None, flow: None, since: 0 });
         self.go_on(node, steps);
     }
 
@@ -174,9 +174,11 @@ impl World {
         let (to, layer, Some(piece)) = (upload.to, upload.layer, upload.piece) else { return };
         let bytes = u64::from(self.layers[layer as usize].geometry.piece_length(piece));
         self.tally.control_bytes += PROOF_BYTES;
+        let since = self.now;
         let flow = self.links.open(node, to, bytes, Cargo::Piece { layer, piece, ticket });
         if let Some(upload) = self.nodes[node as usize].uploading.get_mut(&ticket) {
             upload.flow = Some(flow);
+            upload.since = since;
         }
         self.begin(node);
     }
@@ -197,6 +199,12 @@ impl World {
     pub(super) fn acknowledged(&mut self, node: NodeNumber, ticket: Ticket) {
         let Some(upload) = self.nodes[node as usize].uploading.get(&ticket) else { return };
         let (layer, piece, now) = (upload.layer, upload.piece, self.instant());
+        let took = Duration::from_nanos(self.now - upload.since);
+        if let Some(piece) = piece {
+            let bytes = self.layers[layer as usize].geometry.piece_length(piece);
+            let this = &mut self.nodes[node as usize];
+            this.uploads.gave(bytes, took, this.intake.rate(now));
+        }
         self.upload_ends(node, ticket);
         if let Some(piece) = piece {
             self.with(node, layer, |task| task.handle_uploaded(piece, now));

@@ -108,6 +108,8 @@ pub(super) struct Upload {
     /// Which, once it has said so.
     pub(super) piece: Option<PieceIndex>,
     pub(super) flow: Option<FlowId>,
+    /// Since when it is served.
+    pub(super) since: Nanos,
 }
 
 /// A layer that a node is getting.
