@@ -78,7 +78,6 @@ pub const CASES: &[Case] = &[
     Case { name: "leases", tools: &[], agent: true, run: |world| Box::pin(leases::leases(world)) },
     Case { name: "calm", tools: &[], agent: true, run: |world| Box::pin(calm::calm(world)) },
     Case { name: "slow", tools: &[], agent: true, run: |world| Box::pin(calm::slow(world)) },
-    Case { name: "uneven", tools: &[], agent: true, run: |world| Box::pin(calm::uneven(world)) },
     Case { name: "dns", tools: &["dnsmasq"], agent: true, run: |world| Box::pin(dns::dns(world)) },
     Case { name: "restart", tools: &[], agent: true, run: |world| Box::pin(restart::restart(world)) },
     Case { name: "loss-home", tools: &[], agent: true, run: |world| Box::pin(loss::home(world)) },

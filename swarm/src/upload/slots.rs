@@ -4,20 +4,23 @@
 //! node says and acknowledges, so that little comes to it either. In the lab two of 16 nodes with a quarter of the rate out (6 of 25
 //! Mb/s), where round trips took 150 to 230 ms, were done after 1.24 to 1.44 times the bound, and after 1.13 giving one at a time.
 //!
-//! In a pull of many, members give about as much as they get. Who gives half of that or less though all its slots are in use has
-//! too many of them. One more is tried again from time to time, since with few of them it may also be the receivers that are slow.
+//! In a pull of many, members give about as much as they get. Who gives half of that, though all slots are in use, has too many of
+//! them. Who gives somewhat less tries half of them, and keeps to that if no less leaves: what comes is no measure by itself, since
+//! it falls with a crowded way out, seen to a third. One more is tried from time to time, since with few slots it may also be
+//! the receivers that are slow.
 
 use std::time::Duration;
 
 use super::ACTIVE;
 
-/// Pieces after whose leaving the number is thought over, by the median: one receiver that is slow says nothing.
+/// Pieces after whose leaving the number is thought over. The slowest of them does not count: it may be its receiver that is slow.
 const SAMPLES: usize = 8;
 
-/// What one more has to bring, beside what it would bring if nothing stood in its way.
-const GAIN_MIN: f64 = 0.5;
+/// Who gives less than this part of what it gets tries fewer slots. In the lab members with equal links gave more, but for a few
+/// moments, and slow ones 0.3 to 0.7 of it.
+const SHARE_MIN: f64 = 0.7;
 
-/// Most times that nothing speaks against the number before one more is tried. It doubles with each that brought nothing.
+/// Most times that the number is thought over before another is tried. It doubles with each that proved worse.
 const PATIENCE_MAX: u32 = 8;
 
 /// The number of pieces that may leave at a time.
@@ -26,19 +29,21 @@ pub(super) struct Slots {
     allowed: usize,
     /// Pieces that began to leave before the number changed.
     old: usize,
-    /// At how many bytes per second each of those left that began since.
-    rates: Vec<f64>,
-    /// Times that nothing spoke against the number.
+    /// The bytes of those that began since and have left, and how long each took.
+    left: Vec<(Duration, u32)>,
+    /// Times that the number was thought over since it changed.
     kept: u32,
-    /// How many of them it takes until one more is tried.
+    /// How many of them it takes until another is tried.
     patience: u32,
-    /// While one more is tried, what left without it, in bytes per second.
-    before: Option<f64>,
+    /// Whether more are to be tried next, and not fewer.
+    more: bool,
+    /// While a number is tried, the one before, and how many bytes per second left with that.
+    before: Option<(usize, f64)>,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { allowed: ACTIVE, old: 0, rates: Vec::new(), kept: 0, patience: 1, before: None }
+        Self { allowed: ACTIVE, old: 0, left: Vec::new(), kept: 0, patience: 1, more: false, before: None }
     }
 }
 
@@ -59,34 +64,48 @@ impl Slots {
             self.old -= 1;
             return;
         }
-        self.rates.push(f64::from(bytes) / took.as_secs_f64().max(f64::EPSILON));
-        if self.rates.len() == SAMPLES {
-            self.rates.sort_unstable_by(f64::total_cmp);
+        self.left.push((took, bytes));
+        if self.left.len() == SAMPLES {
+            self.left.sort_unstable();
+            let (took, bytes) = self
+                .left
+                .iter()
+                .take(SAMPLES - 1)
+                .fold((Duration::ZERO, 0), |(time, sum), (took, bytes)| (time + *took, sum + u64::from(*bytes)));
+            self.left.clear();
             // What leaves while all slots are in use. While some are not it is less, and there is no harm in that.
-            let gives = self.allowed as f64 * self.rates[SAMPLES / 2];
-            self.rates.clear();
+            let gives = self.allowed as f64 * bytes as f64 / took.as_secs_f64().max(f64::EPSILON);
             self.judge(gives, gives / gets.max(1) as f64);
         }
     }
 
     /// Thinks the number over: so many bytes leave per second, and they are this share of what comes.
     fn judge(&mut self, gives: f64, share: f64) {
-        if let Some(before) = self.before.take() {
-            let without = self.allowed - 1;
-            if gives < before * (1.0 + GAIN_MIN / without as f64) {
+        if let Some((number, gave)) = self.before.take() {
+            // Halfway between what leaves if the link is full with either number, and what leaves if it is with neither.
+            let worth = gave * (1.0 + self.allowed as f64 / number as f64) / 2.0;
+            // What proved better is gone on with, and what proved worse is followed by the opposite.
+            self.more = (self.allowed > number) == (gives >= worth);
+            if gives < worth {
                 self.patience = (self.patience * 2).min(PATIENCE_MAX);
-                return self.set(without, share);
+                return self.set(number, share);
             }
             self.patience = 1;
         }
-        let fit = ((ACTIVE as f64 * share).round() as usize).clamp(1, ACTIVE);
-        if fit * 2 <= self.allowed {
+        self.kept += 1;
+        if self.kept < self.patience {
+            return;
+        }
+        let more = self.more && self.allowed < ACTIVE || self.allowed == 1;
+        let fit = ((ACTIVE as f64 * share).round() as usize).max(1);
+        // Unless it was seen that more brings more.
+        if fit * 2 <= self.allowed && !self.more {
             return self.set(fit, share);
         }
-        self.kept += 1;
-        if self.allowed < ACTIVE && self.kept >= self.patience {
-            self.before = Some(gives);
-            self.set(self.allowed + 1, share);
+        let other = if share < SHARE_MIN && !more { self.allowed / 2 } else { self.allowed + 1 };
+        if other <= ACTIVE {
+            self.before = Some((self.allowed, gives));
+            self.set(other, share);
         }
     }
 
@@ -117,7 +136,7 @@ mod tests {
 
     #[test]
     fn who_gives_about_as_much_as_he_gets_uses_all_slots() {
-        for share in [0.7, 1.0, 3.0] {
+        for share in [0.9, 1.0, 3.0] {
             let mut slots = Slots::default();
             assert_eq!(give(&mut slots, 500, 40.0 * share, 15.0, 40.0), [ACTIVE; 500], "{share}");
         }
@@ -125,22 +144,30 @@ mod tests {
 
     #[test]
     fn a_slow_way_out_is_left_to_few_pieces_at_a_time() {
-        for (out, least) in [(10.0, 1), (20.0, 2), (1.0, 1)] {
+        // Also where so little comes for it that the node gives more than half as much.
+        for (out, gets, least) in [(10.0, 40.0, 1), (10.0, 15.0, 1), (20.0, 40.0, 2), (1.0, 40.0, 1)] {
             let mut slots = Slots::default();
-            let numbers = give(&mut slots, 500, out, 15.0, 40.0);
-            assert!(numbers[50..].iter().all(|number| (least..=least + 1).contains(number)), "{out}: {numbers:?}");
-            let more = numbers[50..].iter().filter(|number| **number > least).count();
-            assert!(more * 4 < numbers.len(), "{out}: one more is tried rarely: {more} of {}", numbers.len());
+            let numbers = give(&mut slots, 1000, out, 15.0, gets);
+            let count = |number| numbers[50..].iter().filter(|other| **other == number).count();
+            assert!(count(least) * 10 >= (numbers.len() - 50) * 8, "{out}: others are tried rarely: {numbers:?}");
         }
+    }
+
+    #[test]
+    fn where_receivers_are_slow_all_slots_are_used() {
+        let mut slots = Slots::default();
+        let numbers = give(&mut slots, 1000, 100.0, 5.0, 40.0);
+        let all = numbers.iter().filter(|number| **number == ACTIVE).count();
+        assert!(all * 10 >= numbers.len() * 8, "fewer are tried rarely: {numbers:?}");
     }
 
     #[test]
     fn a_link_that_recovers_is_used_again() {
         let mut slots = Slots::default();
         give(&mut slots, 500, 10.0, 15.0, 40.0);
-        assert_eq!(slots.allowed(), 1);
-        let numbers = give(&mut slots, 200, 40.0, 10.0, 40.0);
-        assert_eq!(numbers[150..], [ACTIVE; 50], "{numbers:?}");
+        assert!(slots.allowed() <= 2);
+        let numbers = give(&mut slots, 250, 40.0, 10.0, 40.0);
+        assert_eq!(numbers[200..], [ACTIVE; 50], "{numbers:?}");
     }
 
     #[test]

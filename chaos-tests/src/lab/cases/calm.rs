@@ -1,14 +1,11 @@
 //! Many nodes behind slow links pull one image, and nothing happens to them: the origin sends it once, and the last node has
 //! it not much later than one node alone would have.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use darter_swarm::upload::ACTIVE;
 
 use super::crowd::{Crowd, LAYERS_BYTES, MEGABITS, NODES};
-use crate::lab::agent::Agent;
-use crate::lab::command::wait_for;
 use crate::lab::cpu::Ticks;
 use crate::lab::image::Image;
 use crate::lab::netns::GOODPUT;
@@ -16,12 +13,6 @@ use crate::lab::world::World;
 
 /// What the origin may send, over the image.
 const ORIGIN_SHARE_MAX: f64 = 1.02;
-
-/// The same where what a slow node has fetched may be lent once more before it has come out: three pieces of 128.
-const UNEVEN_SHARE_MAX: f64 = 1.025;
-
-/// How long a node may take to find its way out slow. The pull takes 15 s at the least.
-const SLOTS_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The usual crowd, its image, its links.
 pub(super) async fn calm(world: &mut World) -> Result<String> {
@@ -36,30 +27,6 @@ pub(super) async fn slow(world: &mut World) -> Result<String> {
 /// As many nodes as two cores carry.
 pub(super) async fn many(world: &mut World) -> Result<String> {
     undisturbed(world, 50, 20, &[32 << 20]).await
-}
-
-/// One way out has a quarter of the rate of the others. Its node finds that out and gives fewer pieces at a time, which the others
-/// do not, and what it alone has fetched still comes to all.
-pub(super) async fn uneven(world: &mut World) -> Result<String> {
-    let image = Image::build(&world.directory("image")?, "uneven", &[32 << 20])?;
-    let crowd = Crowd::gather(world, 10, 20, &image).await?;
-    let (slow, others) = crowd.cluster.agents.split_at(1);
-    slow[0].host.limit_egress(5).await?;
-    let mut pulls = crowd.pull(&image)?;
-    let slots = async |agent: &Agent| agent.metrics().await.map(|now| now.total("darter_upload_slots"));
-    let fewer = || async { slots(&slow[0]).await.is_ok_and(|slots| (1..=2).contains(&slots)) };
-    let found_out = async {
-        wait_for("the slow node to give fewer pieces at a time", SLOTS_DEADLINE, fewer).await?;
-        futures_util::future::try_join_all(others.iter().map(slots)).await
-    };
-    let (of_others, finished) = futures_util::future::join(found_out, pulls.finish(|_| true)).await;
-    finished?;
-    let (of_others, share, served) = (of_others?, crowd.origin_share(&image).await?, pulls.served(|_| true)?);
-    let figures = format!("origin {share:.3} x the image; {served}; the others give {of_others:?} at a time");
-    // Who has given nothing yet counts none.
-    ensure!(of_others.iter().all(|slots| [0, ACTIVE as u64].contains(slots)), "others give fewer as well: {figures}");
-    ensure!(share <= UNEVEN_SHARE_MAX, "the origin sent more than {UNEVEN_SHARE_MAX} x the image: {figures}");
-    Ok(figures)
 }
 
 async fn undisturbed(world: &mut World, nodes: usize, megabits: u32, layers: &[usize]) -> Result<String> {
