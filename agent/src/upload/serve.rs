@@ -159,14 +159,10 @@ impl Uploader {
     /// Serves what `store` holds and `flights` are getting, and passes tracker calls to `home`.
     #[must_use]
     pub fn new(store: Arc<Store>, flights: Arc<Flights>, home: HomeHandle, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self {
-            store,
-            flights,
-            home,
-            metrics,
-            desk: Mutex::default(),
-            lingering: Semaphore::new(LINGERING_MAX),
-        })
+        let uploader =
+            Self { store, flights, home, metrics, desk: Mutex::default(), lingering: Semaphore::new(LINGERING_MAX) };
+        uploader.show_slots();
+        Arc::new(uploader)
     }
 
     /// Serves until `stopping`, then lets uploads finish for as long as `drain`.
@@ -279,7 +275,10 @@ impl Uploader {
         // The slot is held until the bytes have left, so that it is the link that uploads take turns on.
         let sending = async {
             stream.send_last_with(&PieceReply::Piece { proof, length }, bytes).await?;
-            stream.deliver().await
+            stream.deliver().await?;
+            // Before the slot goes to the next.
+            self.gave(length, since.elapsed());
+            Ok::<(), NetError>(())
         };
         // A stream that is dropped tells the other side.
         let Some(sent) = hold_while_alive(slot, &self.lingering, || transport.received(peer), sending).await else {
@@ -287,15 +286,21 @@ impl Uploader {
         };
         sent?;
         tracing::debug!(%task, piece = piece.0, %peer, "a piece was given");
-        let gets = self.flights.rate();
-        let slots = self.desk(|desk| {
-            desk.uploads.gave(length, since.elapsed(), gets);
-            desk.uploads.slots()
-        });
-        self.metrics.upload_slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
         self.metrics.sent(way, u64::from(length));
         self.flights.uploaded(&task, piece);
         Ok(())
+    }
+
+    /// Takes note of how fast a piece has left, which decides how many may leave at a time.
+    fn gave(&self, bytes: u32, took: Duration) {
+        let gets = self.flights.rate();
+        self.desk(|desk| desk.uploads.gave(bytes, took, gets));
+        self.show_slots();
+    }
+
+    fn show_slots(&self) {
+        let slots = self.desk(|desk| desk.uploads.slots());
+        self.metrics.upload_slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
     }
 
     /// Offers a peer one turn after the other, for as long as it asks for them.

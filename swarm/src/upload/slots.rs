@@ -2,7 +2,7 @@
 //!
 //! The more pieces leave at a time on a slow way out, the longer each takes; and what waits in front of such a link delays what this
 //! node says and acknowledges, so that little comes to it either. In the lab two of 16 nodes with a quarter of the rate out (6 of 25
-//! Mb/s), where round trips took 150 to 230 ms, were done after 1.24 to 1.44 times the bound, and after 1.13 giving one at a time.
+//! Mb/s), where round trips took 150 to 230 ms, were done after 1.24 to 1.44 times the bound, and after 1.12 to 1.13 giving one at a time.
 //!
 //! In a pull of many, members give about as much as they get. Who gives half of that, though all slots are in use, has too many of
 //! them. Who gives somewhat less tries half of them, and keeps to that if no less leaves: what comes is no measure by itself, since
@@ -96,13 +96,13 @@ impl Slots {
         if self.kept < self.patience {
             return;
         }
-        let more = self.more && self.allowed < ACTIVE || self.allowed == 1;
         let fit = ((ACTIVE as f64 * share).round() as usize).max(1);
         // Unless it was seen that more brings more.
         if fit * 2 <= self.allowed && !self.more {
             return self.set(fit, share);
         }
-        let other = if share < SHARE_MIN && !more { self.allowed / 2 } else { self.allowed + 1 };
+        let fewer = share < SHARE_MIN && self.allowed > 1 && (!self.more || self.allowed == ACTIVE);
+        let other = if fewer { self.allowed / 2 } else { self.allowed + 1 };
         if other <= ACTIVE {
             self.before = Some((self.allowed, gives));
             self.set(other, share);
